@@ -1,0 +1,19 @@
+/* The arguments and the environment of a program. */
+#pragma once
+
+#include "fields.h"
+#include "user.h"
+
+/* CONFIGURE's. 0 or an errno. */
+int environment_set_defaults(struct fields request);
+const char *environment_default_cwd(void);
+
+struct arguments {
+    char **argv, **environment;
+    const char *search;
+    size_t argc;
+    void *memory; /* all of it, to be freed */
+};
+
+/* 0 or an errno. */
+int arguments_build(struct fields request, const struct user *user, bool terminal, struct arguments *arguments);
