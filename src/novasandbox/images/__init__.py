@@ -1,0 +1,1 @@
+"""Building what a guest boots from: kernel, initramfs and root file system."""
