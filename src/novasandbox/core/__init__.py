@@ -1,0 +1,1 @@
+"""The core: sandboxes, templates, and the contract that every hypervisor fulfils."""

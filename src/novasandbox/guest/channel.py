@@ -1,0 +1,452 @@
+"""The connection to a guest's agent: many streams over one byte stream.
+
+A lost connection is dialled again and every stream goes on where it stood; only
+when that fails within its deadline do the streams fail. The same class serves
+both ends of the house: a sandbox's holder dials the machine's port, every other
+process dials the holder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from novasandbox.errors import GuestUnreachable, NovaError, ProtocolViolation
+from novasandbox.guest.frames import (
+    Fields,
+    FieldList,
+    FrameError,
+    Message,
+    Parser,
+    encode,
+    encode_fields,
+)
+from novasandbox.guest.protocol import (
+    ATTACH_MAGIC,
+    DEFAULT_WINDOW,
+    HEADER_SIZE,
+    MAX_PAYLOAD,
+    VERSION,
+    Frame,
+    Op,
+    Tag,
+)
+from novasandbox.guest.stream import Reply, Stream
+
+log = logging.getLogger(__name__)
+
+Dial = Callable[[asyncio.Protocol], Awaitable[asyncio.Transport]]
+"""Connects the given protocol to the other end. Raises OSError where that fails."""
+
+
+class Passenger(Protocol):
+    """What the channel asks of a stream; a holder's clients have streams of another kind."""
+
+    id: int
+    finished: bool
+
+    def take(self, message: Message) -> None:
+        """Dispatch a frame of this stream. Raises FrameError."""
+
+    def resume(self) -> bytes:
+        """The frames that go on with this stream over a new connection."""
+
+    def fail(self, error: BaseException) -> None:
+        """The stream ends: the connection is lost for good."""
+
+
+_RECONNECT_DEADLINE = 5.0
+_RELEASE_DELAY = 0.02
+
+
+class Channel:
+    """A connection to the agent (or to the holder that passes frames on to it).
+
+    dial: opens the byte stream.
+    holder: 16 bytes that stay the same while the same program holds the sandbox.
+    takeover: whether bytes of an earlier holder may be in flight.
+    on_lost: asked for the error that streams end with when the connection is lost for
+        good; it may wait for the hypervisor's process to tell the reason.
+    """
+
+    def __init__(
+        self,
+        dial: Dial,
+        *,
+        holder: bytes,
+        takeover: bool = False,
+        on_lost: Callable[[BaseException], Awaitable[NovaError]] | None = None,
+    ) -> None:
+        self._dial = dial
+        self._holder = holder
+        self._takeover = takeover
+        self._on_lost = on_lost
+        self._streams: dict[int, Passenger] = {}
+        self._next = 1
+        self._link: _Link | None = None
+        self._window = DEFAULT_WINDOW
+        self._releases = bytearray()
+        self._release_timer: asyncio.TimerHandle | None = None
+        self._reconnecting: asyncio.Task[None] | None = None
+        self._error: BaseException | None = None
+        self.boot_id = b""
+        self.refusal: NovaError | None = None
+        """Raised by new requests, while the guest cannot take any: it is paused."""
+
+    async def open(self, timeout: float) -> Fields:
+        """Connect and shake hands within `timeout` seconds; gives ATTACHED's fields.
+
+        Raises GuestUnreachable (nobody answered in time), ProtocolViolation, or OSError
+        where the other end cannot be dialled.
+        """
+        link = _Link(self)
+        try:
+            async with asyncio.timeout(timeout):
+                await self._dial(link)
+                fields = await link.attach(self._holder, self._takeover)
+        except TimeoutError as error:
+            link.abort()
+            raise GuestUnreachable(f"the guest did not answer within {timeout:g} s") from error
+        except BaseException:
+            link.abort()
+            raise
+        self._takeover = True
+        self._link = link
+        self._window = fields.number(Tag.WINDOW, DEFAULT_WINDOW)
+        self._next = max(self._next, fields.number(Tag.NEXT_STREAM, 1))
+        self.boot_id = fields.get(Tag.BOOT_ID)
+        return fields
+
+    def request(self, op: int, fields: FieldList = (), *, window: int = DEFAULT_WINDOW) -> Stream:
+        """Send a request; it runs once or never.
+
+        Raises what closed the channel, or what `refusal` holds.
+        """
+        self._raise_if_closed()
+        number = self._next
+        self._next += 1
+        body = op.to_bytes(2, "little") + encode_fields(fields)
+        if window != DEFAULT_WINDOW:
+            body += encode_fields([(Tag.WINDOW, window)])
+        frame = encode(Frame.REQUEST, number, body)
+        stream = Stream(self, number, frame, send_limit=self._window, window=window)
+        self._streams[number] = stream
+        self.post(frame)
+        return stream
+
+    def adopt(self, number: int, *, window: int = DEFAULT_WINDOW) -> Stream:
+        """Attach to a stream that an earlier holder, or another handle, has started."""
+        self._raise_if_closed()
+        stream = Stream(self, number, None, send_limit=0, window=window)
+        self._streams[number] = stream
+        self.post(self.resume_frame(stream))
+        return stream
+
+    async def call(self, op: Op, fields: FieldList = (), *, timeout: float | None = None) -> Reply:
+        """A request without byte channels, from start to end; released when it returns."""
+        stream = self.request(op, fields)
+        try:
+            async with asyncio.timeout(timeout):
+                return await stream.result()
+        finally:
+            stream.release()
+
+    def reserve(self) -> int:
+        """A fresh stream number, for a request that is passed on for another process."""
+        self._raise_if_closed()
+        number = self._next
+        self._next += 1
+        return number
+
+    def forward(self, stream: Passenger, frame: bytes) -> None:
+        """Carry another process's stream, opened by `frame`."""
+        self._raise_if_closed()
+        self._streams[stream.id] = stream
+        self.post(frame)
+
+    def drop_forwarded(self, stream: Passenger, *, detach: bool) -> None:
+        """Stop carrying a stream: released in the guest, or left there with nobody reading."""
+        if self._streams.get(stream.id) is not stream:
+            return
+        del self._streams[stream.id]
+        self.post(encode(Frame.DETACH if detach else Frame.RELEASE, stream.id))
+
+    @property
+    def send_window(self) -> int:
+        """How many bytes of a stream's input the guest takes at first."""
+        return self._window
+
+    def stream(self, number: int) -> Passenger | None:
+        """The open stream of that number."""
+        return self._streams.get(number)
+
+    @property
+    def busy(self) -> bool:
+        """Whether anybody waits for the guest."""
+        return bool(self._streams)
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection at this moment."""
+        return self._link is not None and self._link.alive
+
+    def post(self, frame: bytes) -> None:
+        """Write a frame, or drop it while there is no connection: resuming repeats it."""
+        if self._link is None or not self._link.alive:
+            return
+        if self._releases:
+            frame = bytes(self._releases) + frame
+            self._releases.clear()
+        self._link.write(frame)
+
+    async def writable(self) -> None:
+        """Wait while the connection's buffer is full, or while there is no connection."""
+        while self._error is None:
+            link = self._link
+            if link is not None and link.alive:
+                await link.writable()
+                return
+            await asyncio.sleep(0.01)
+
+    def forget(self, stream: Stream, *, release: bool = True) -> None:
+        """Drop a stream; RELEASE rides with the next frame, or goes alone soon."""
+        if self._streams.pop(stream.id, None) is None:
+            return
+        ended = stream.finished
+        if not ended:
+            stream.fail(BrokenPipeError("the request was given up"))
+        if not release or self._error is not None:
+            return
+        self._releases += encode(Frame.RELEASE, stream.id)
+        if not ended:
+            self._flush_releases()
+        elif self._release_timer is None:
+            loop = asyncio.get_running_loop()
+            self._release_timer = loop.call_later(_RELEASE_DELAY, self._flush_releases)
+
+    def _flush_releases(self) -> None:
+        if self._release_timer is not None:
+            self._release_timer.cancel()
+            self._release_timer = None
+        if self._releases:
+            self.post(b"")
+
+    async def close(self, error: BaseException | None = None) -> None:
+        """End the connection; streams still open fail with `error`. Harmless when repeated."""
+        if self._error is None:
+            self._error = error or GuestUnreachable("the connection to the sandbox was closed")
+        if self._release_timer is not None:
+            self._release_timer.cancel()
+        task, self._reconnecting = self._reconnecting, None
+        if task is not None and task is not asyncio.current_task():
+            task.cancel()
+            await asyncio.wait((task,))
+        if self._link is not None:
+            self._link.abort()
+        streams, self._streams = list(self._streams.values()), {}
+        for stream in streams:
+            stream.fail(self._error)
+
+    def _raise_if_closed(self) -> None:
+        if self._error is not None:
+            raise self._error
+        if self.refusal is not None:
+            raise self.refusal
+
+    # What differs between a guest's agent and a holder that passes frames on.
+
+    def goodbye(self, payload: bytes) -> Exception:
+        """The error that a GOAWAY stands for."""
+        text = payload[:200].decode("utf-8", "replace")
+        return FrameError(f"the guest ended the connection: {text!r}")
+
+    def resume_frame(self, stream: Passenger) -> bytes:
+        """What goes on with a stream over a new connection."""
+        return stream.resume()
+
+    # What the link reports.
+
+    def received(self, message: Message) -> None:
+        """Dispatch a frame. Raises FrameError."""
+        if message.type is Frame.HELLO:
+            return  # The agent repeats it whenever it sees the host come back.
+        if message.type is Frame.GOAWAY:
+            raise self.goodbye(message.payload)
+        stream = self._streams.get(message.stream)
+        if stream is not None:
+            stream.take(message)
+        elif message.stream >= self._next:
+            raise FrameError(f"a frame for stream {message.stream}, which nobody opened")
+
+    def lost(self, link: _Link, error: BaseException | None) -> None:
+        """The connection is gone; reconnect unless it was closed on purpose."""
+        if link is not self._link or self._error is not None:
+            return
+        if isinstance(error, FrameError | NovaError):
+            self._reconnecting = asyncio.create_task(self._give_up(_explain(error)))
+        else:
+            self._reconnecting = asyncio.create_task(self._reconnect(error))
+
+    async def _reconnect(self, error: BaseException | None) -> None:
+        reason: BaseException = error or ConnectionResetError("the other end closed it")
+        boot_id = self.boot_id
+        try:
+            async with asyncio.timeout(_RECONNECT_DEADLINE):
+                while True:
+                    try:
+                        await self.open(_RECONNECT_DEADLINE)
+                        break
+                    except OSError as dial_error:
+                        reason = dial_error
+                        if self._on_lost is not None and isinstance(
+                            dial_error, (ConnectionRefusedError, FileNotFoundError)
+                        ):
+                            raise
+                        await asyncio.sleep(0.05)
+        except (TimeoutError, OSError, NovaError) as last:
+            await self._give_up(last if isinstance(last, NovaError) else reason)
+            return
+        if self.boot_id != boot_id:
+            await self._give_up(GuestUnreachable("the guest was started anew"))
+            return
+        log.debug("connection restored, %d streams go on", len(self._streams))
+        for stream in list(self._streams.values()):
+            if not stream.finished:
+                self.post(self.resume_frame(stream))
+        self._flush_releases()
+
+    async def _give_up(self, reason: BaseException) -> None:
+        error: BaseException
+        if self._on_lost is not None:
+            error = await self._on_lost(reason)
+        elif isinstance(reason, NovaError):
+            error = reason
+        else:
+            error = GuestUnreachable("the connection to the sandbox was lost", why=str(reason))
+            error.__cause__ = reason
+        await self.close(error)
+
+
+def _explain(error: BaseException) -> BaseException:
+    if isinstance(error, FrameError):
+        return ProtocolViolation("the guest broke the protocol", why=str(error))
+    return error
+
+
+class _Link(asyncio.Protocol):
+    """One byte stream, from its handshake to its loss."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._parser = Parser()
+        self._transport: asyncio.Transport | None = None
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._attached: asyncio.Future[Fields] = asyncio.get_running_loop().create_future()
+        self._attached.add_done_callback(lambda f: f.cancelled() or f.exception())
+        self._hello = asyncio.Event()
+        self._nonce = os.urandom(16)
+        self._hunting = bytearray()
+        self._hunt = False
+        self._failure: BaseException | None = None
+        self.alive = False
+
+    async def attach(self, holder: bytes, takeover: bool) -> Fields:
+        """Shake hands. Without a takeover the agent is waited for: it speaks first."""
+        attach = encode(Frame.ATTACH, payload=self._nonce + holder + VERSION.to_bytes(2, "little"))
+        if takeover:
+            self._hunt = True
+            self.write(bytes(HEADER_SIZE + MAX_PAYLOAD) + attach)
+        else:
+            hello = asyncio.create_task(self._hello.wait())
+            try:
+                await asyncio.wait((hello, self._attached), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                hello.cancel()
+            self.write(attach)
+        fields = await self._attached
+        return fields
+
+    def write(self, data: bytes) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    async def writable(self) -> None:
+        await self._writable.wait()
+
+    def abort(self) -> None:
+        self.alive = False
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    def data_received(self, data: bytes) -> None:
+        if self._failure is not None:
+            return
+        try:
+            if self._hunt:
+                found = self._hunt_for_attached(data)
+                if found is None:
+                    return
+                data = found
+            for message in self._parser.feed(data):
+                if self.alive:
+                    self._channel.received(message)
+                else:
+                    self._handshake(message)
+        except (FrameError, NovaError) as error:
+            self._failure = error
+            self.abort()
+
+    def _hunt_for_attached(self, data: bytes) -> bytes | None:
+        """What an earlier holder left in flight is thrown away up to our own ATTACHED."""
+        self._hunting += data
+        at = self._hunting.find(ATTACH_MAGIC + self._nonce)
+        if at < HEADER_SIZE:
+            del self._hunting[: -(HEADER_SIZE + len(ATTACH_MAGIC) + len(self._nonce))]
+            return None
+        self._hunt = False
+        rest = bytes(self._hunting[at - HEADER_SIZE :])
+        self._hunting.clear()
+        return rest
+
+    def _handshake(self, message: Message) -> None:
+        match message.type:
+            case Frame.HELLO:
+                hello = Fields.decode(message.payload)
+                if not hello.number(Tag.MIN_VERSION) <= VERSION <= hello.number(Tag.VERSION):
+                    raise FrameError("the agent speaks no version of the protocol that we do")
+                self._hello.set()
+            case Frame.ATTACHED:
+                head = ATTACH_MAGIC + self._nonce
+                if not message.payload.startswith(head):
+                    raise FrameError("ATTACHED does not answer our ATTACH")
+                fields = Fields.decode(message.payload[len(head) :])
+                self.alive = True
+                self._attached.set_result(fields)
+            case Frame.GOAWAY:
+                raise self._channel.goodbye(message.payload)
+            case _:
+                raise FrameError(f"{message.type.name} before ATTACHED")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.alive = False
+        self._writable.set()
+        error = self._failure or exc
+        if not self._attached.done():
+            self._attached.set_exception(
+                _explain(error) if error else ConnectionResetError("closed during the handshake")
+            )
+        self._channel.lost(self, error)

@@ -1,0 +1,568 @@
+"""Programs in the guest: started, watched, written to, signalled, waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import os
+import signal as signals
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from novasandbox.errors import (
+    CommandFailed,
+    CommandNotStarted,
+    GuestUnreachable,
+    InvalidConfig,
+    OperationFailed,
+    OperationTimeout,
+    OutputLimitExceeded,
+    ProcessNotFound,
+)
+from novasandbox.guest.channel import Channel
+from novasandbox.guest.frames import Fields, FieldValue, RecordParser, encode_fields
+from novasandbox.guest.protocol import MAX_PAYLOAD, STDERR, STDOUT, Op, Tag
+from novasandbox.guest.stream import Reply, Stream
+
+DEFAULT_OUTPUT_LIMIT = 16 * 2**20
+# The guest enforces a timeout; a guest that does not is given up on this much later.
+_TIMEOUT_GRACE = 15.0
+_NAMES = {STDOUT: "stdout", STDERR: "stderr"}
+
+Command = str | Sequence[str | os.PathLike[str]]
+OnLimit = Literal["tail", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class PtySize:
+    """The size of a terminal, in characters."""
+
+    rows: int = 24
+    cols: int = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A piece of what a process printed, in the order of arrival.
+
+    stream: `stdout` or `stderr`; with a PTY all is `stdout`.
+    data: the bytes. text: the same as text; a character cut in two is in the later piece.
+    """
+
+    stream: str
+    data: bytes
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExecResult:
+    """How a command ended.
+
+    exit_code: its own; 128 + n where signal n ended it, as shells count.
+    signal: the name of that signal, as `SIGKILL`, else None.
+    duration: seconds, measured in the guest.
+    truncated: the names of the streams (`stdout`, `stderr`) that lost their beginning to
+        `output_limit`, or to nobody reading; empty where all is there.
+    out_of_memory: the guest's memory ran out and its kernel killed something of the command.
+    """
+
+    exit_code: int
+    signal: str | None = None
+    duration: float = 0.0
+    stdout_bytes: bytes = field(default=b"", repr=False)
+    stderr_bytes: bytes = field(default=b"", repr=False)
+    truncated: frozenset[str] = frozenset()
+    out_of_memory: bool = False
+
+    @property
+    def stdout(self) -> str:
+        """Standard output as text; bytes that are no UTF-8 become U+FFFD."""
+        return self.stdout_bytes.decode("utf-8", "replace")
+
+    @property
+    def stderr(self) -> str:
+        """Standard error as text."""
+        return self.stderr_bytes.decode("utf-8", "replace")
+
+    @property
+    def ok(self) -> bool:
+        """Whether the exit code is 0."""
+        return self.exit_code == 0
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessInfo:
+    """A process that `start` made, as `processes` lists it.
+
+    pid: in the guest. started: seconds since the epoch. exit_code: None while it runs.
+    """
+
+    pid: int
+    command: tuple[str, ...]
+    started: float
+    user: str
+    name: str | None
+    pty: bool
+    background: bool
+    exit_code: int | None
+    signal: str | None
+    stream: int
+
+
+class Tail:
+    """Collects bytes up to a limit; beyond it the beginning is dropped."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.cut = False
+        self._pieces: deque[bytes] = deque()
+        self._size = 0
+
+    def add(self, data: bytes) -> None:
+        """Keep `data`, dropping whole old pieces that are no longer needed."""
+        self._pieces.append(data)
+        self._size += len(data)
+        while self._size - len(self._pieces[0]) >= self.limit and len(self._pieces) > 1:
+            self._size -= len(self._pieces.popleft())
+            self.cut = True
+
+    def get(self) -> bytes:
+        """The last `limit` bytes."""
+        data = b"".join(self._pieces)
+        if len(data) > self.limit:
+            self.cut = True
+            data = data[len(data) - self.limit :]
+        return data
+
+
+def signal_number(name: str | int) -> int:
+    """The number of a signal given as `SIGTERM`, `term` or 15. Raises InvalidConfig."""
+    if isinstance(name, int):
+        if 1 <= name <= 64:
+            return name
+    else:
+        text = name.upper()
+        found = getattr(signals, text if text.startswith("SIG") else f"SIG{text}", None)
+        if isinstance(found, signals.Signals):
+            return int(found)
+    raise InvalidConfig(f"{name!r} is not a signal", fix="Give a name as SIGTERM, or a number.")
+
+
+def signal_name(number: int) -> str:
+    """The name of a signal, `SIGRTMIN+n` style for those without one."""
+    try:
+        return signals.Signals(number).name
+    except ValueError:
+        return f"SIG{number}"
+
+
+class Stdin:
+    """A process's standard input."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+
+    async def write(self, data: bytes | str) -> None:
+        """Send all of `data`; waits while the process reads slowly.
+
+        Raises BrokenPipeError when the process has ended.
+        """
+        await self._stream.input.send(data.encode() if isinstance(data, str) else data)
+
+    async def close(self) -> None:
+        """Let the process see the end of its input."""
+        self._stream.input.end()
+
+
+class Process:
+    """A program in the guest. Iterate over it for its output, or `wait` for all of it.
+
+    It lives on when this handle is dropped, and can be attached to again by its pid.
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        stream: Stream,
+        pid: int,
+        command: tuple[str, ...],
+        *,
+        sandbox_id: str,
+        output_limit: int = DEFAULT_OUTPUT_LIMIT,
+        on_limit: OnLimit = "tail",
+        timeout: float | None = None,
+    ) -> None:
+        self.pid = pid
+        self.command = command
+        self.stdin = Stdin(stream)
+        self._channel = channel
+        self._stream = stream
+        self._sandbox_id = sandbox_id
+        self._tails = {n: Tail(output_limit) for n in (STDOUT, STDERR)}
+        self._on_limit = on_limit
+        self._timeout = timeout
+        self._iterating = False
+        self._over_limit: str | None = None
+        self._result: ExecResult | None = None
+
+    def __repr__(self) -> str:
+        return f"<Process {self.pid} {self.command[0]!r}>"
+
+    async def __aiter__(self) -> AsyncIterator[Output]:
+        """Yield what the process prints until it ends. Bytes handed out here are not kept."""
+        self._iterating = True
+        decoders = {n: codecs.getincrementaldecoder("utf-8")("replace") for n in (STDOUT, STDERR)}
+        try:
+            while (piece := await self._stream.read()) is not None:
+                number, data = piece
+                yield Output(_NAMES[number], data, decoders[number].decode(data))
+        finally:
+            self._iterating = False
+
+    async def wait(self) -> ExecResult:
+        """Wait for the end. The result holds the output that nobody has iterated over.
+
+        Raises OperationTimeout (with the output so far) when the process was ended by its
+        timeout, OutputLimitExceeded with `on_limit="error"`, SandboxFailed kinds when the
+        sandbox is gone.
+        """
+        if self._result is not None:
+            return self._result
+        if not self._iterating:
+            for number in (STDOUT, STDERR):
+                self._stream.outputs[number].drain_to(self._collector(number))
+        reply = await self._stream.result()
+        self._result = self._conclude(reply)
+        return self._result
+
+    def _collector(self, number: int) -> _Collector:
+        return _Collector(self, self._tails[number], _NAMES[number])
+
+    def exceeded(self, name: str) -> None:
+        """A stream went over its limit: with `on_limit="error"` the command is ended."""
+        if self._on_limit == "error" and self._over_limit is None:
+            self._over_limit = name
+            self._stream.cancel()
+
+    def _conclude(self, reply: Reply) -> ExecResult:
+        out, err = (self._tails[n].get() for n in (STDOUT, STDERR))
+        self._stream.release()
+        if self._over_limit is not None:
+            limit = self._tails[STDOUT].limit
+            raise OutputLimitExceeded(
+                f"{self.command[0]!r} printed more than {limit} bytes on {self._over_limit}",
+                fix="It was ended. Raise output_limit, or use on_limit='tail'.",
+                stdout=out,
+                stderr=err,
+                sandbox_id=self._sandbox_id,
+            )
+        if reply.fields.has(Tag.TIMED_OUT):
+            raise OperationTimeout(
+                f"{self.command[0]!r} did not end within {self._timeout or 0:g} s",
+                why="its whole process tree was ended",
+                stdout=out,
+                stderr=err,
+                sandbox_id=self._sandbox_id,
+            )
+        if reply.status:
+            raise not_started(Launch(self.command), reply, self._sandbox_id)
+        cut = {
+            _NAMES[n]
+            for n in (STDOUT, STDERR)
+            if self._tails[n].cut or self._stream.outputs[n].lost
+        }
+        return _result(reply.fields, out, err, frozenset(cut))
+
+    async def signal(self, name: str | int, *, tree: bool = False) -> None:
+        """Send a signal (`SIGTERM`, `term`, 15); with a PTY to its foreground group.
+
+        tree: send it to every descendant too. Harmless when the process has ended.
+        """
+        await self._signal(signal_number(name), tree)
+
+    async def kill(self) -> None:
+        """End the process and every descendant, whatever they did to get away."""
+        await self._signal(int(signals.SIGKILL), tree=True)
+
+    async def _signal(self, number: int, tree: bool) -> None:
+        fields: list[tuple[Tag, FieldValue]] = [
+            (Tag.TARGET, self._stream.guest_id),
+            (Tag.SIGNAL, number),
+        ]
+        if tree:
+            fields.append((Tag.TREE, 1))
+        await self._channel.call(Op.SIGNAL, fields)
+
+    async def resize(self, rows: int, cols: int) -> None:
+        """Tell the process's terminal its new size, in characters."""
+        await self._channel.call(
+            Op.RESIZE,
+            [(Tag.TARGET, self._stream.guest_id), (Tag.ROWS, rows), (Tag.COLS, cols)],
+        )
+
+    def detach(self) -> None:
+        """Let go of the handle: the process goes on, its latest output is kept for later."""
+        self._stream.detach()
+
+    def abandon(self) -> None:
+        """End the process's tree without waiting; for a cancelled `exec`."""
+        self._stream.release()
+
+
+@dataclass(slots=True)
+class _Collector:
+    process: Process
+    tail: Tail
+    name: str
+    total: int = 0
+
+    def __call__(self, data: bytes) -> None:
+        self.tail.add(data)
+        self.total += len(data)
+        if self.total > self.tail.limit:
+            self.process.exceeded(self.name)
+
+
+def _result(fields: Fields, out: bytes, err: bytes, cut: frozenset[str]) -> ExecResult:
+    number = fields.number(Tag.SIGNAL)
+    return ExecResult(
+        exit_code=128 + number if number else fields.number(Tag.EXIT),
+        signal=signal_name(number) if number else None,
+        duration=fields.number(Tag.DURATION) / 1e6,
+        stdout_bytes=out,
+        stderr_bytes=err,
+        truncated=cut,
+        out_of_memory=fields.has(Tag.OOM),
+    )
+
+
+def not_started(launch: Launch, reply: Reply, sandbox_id: str) -> OperationFailed:
+    """The error for a program that never ran; it names what was missing."""
+    stage = reply.fields.text(Tag.STAGE, "exec")[:20]
+    culprit = {"cwd": launch.cwd, "user": launch.user}.get(stage)
+    reason = reply.fields.text(Tag.MESSAGE)[:500] or os.strerror(reply.status)
+    return CommandNotStarted(
+        f"could not start {_shown(launch.command)}",
+        errno=reply.status,
+        stage=stage,
+        why=f"{stage} {culprit!r}: {reason}" if culprit else reason,
+        sandbox_id=sandbox_id,
+    )
+
+
+def argv(command: Command) -> tuple[str, ...]:
+    """A string goes through /bin/sh -c, a list is taken as it is. Raises InvalidConfig."""
+    if isinstance(command, str):
+        words: tuple[str, ...] = ("/bin/sh", "-c", command)
+    else:
+        words = tuple(os.fspath(word) for word in command)
+    if not words or not words[0]:
+        raise InvalidConfig("the command is empty", fix="Give a program and its arguments.")
+    if any("\0" in word for word in words):
+        raise InvalidConfig("the command holds a NUL byte, which no argument can")
+    return words
+
+
+def check_env(env: Mapping[str, str] | None) -> list[tuple[Tag, FieldValue]]:
+    """Environment variables as fields. Raises InvalidConfig for names that cannot be."""
+    fields: list[tuple[Tag, FieldValue]] = []
+    for name, value in (env or {}).items():
+        if not name or "=" in name or "\0" in name or "\0" in value:
+            raise InvalidConfig(
+                f"{name!r} cannot be an environment variable",
+                fix="Names are not empty and hold no '='; neither holds a NUL byte.",
+            )
+        fields.append((Tag.ENV, f"{name}={value}"))
+    return fields
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Everything that `start` and `exec` say about a command."""
+
+    command: tuple[str, ...]
+    cwd: str | None = None
+    env: Mapping[str, str] | None = None
+    user: str | None = None
+    timeout: float | None = None
+    stdin: bool = False
+    pty: PtySize | None = None
+    background: bool = False
+    name: str | None = None
+    output_limit: int = DEFAULT_OUTPUT_LIMIT
+    on_limit: OnLimit = "tail"
+
+    def __post_init__(self) -> None:
+        if self.timeout is not None and not self.timeout > 0:
+            raise InvalidConfig(f"a timeout of {self.timeout} s", fix="Give seconds above 0.")
+        if self.output_limit < 1:
+            raise InvalidConfig("output_limit must be at least 1 byte")
+        if self.on_limit not in ("tail", "error"):
+            raise InvalidConfig(f"on_limit={self.on_limit!r}", fix="Use 'tail' or 'error'.")
+
+    def fields(self) -> list[tuple[Tag, FieldValue]]:
+        """The fields of an EXEC request."""
+        fields: list[tuple[Tag, FieldValue]] = [(Tag.ARG, word) for word in self.command]
+        fields += check_env(self.env)
+        if self.cwd is not None:
+            fields.append((Tag.CWD, self.cwd))
+        if self.user is not None:
+            fields.append((Tag.USER, self.user))
+        if self.timeout is not None:
+            fields.append((Tag.TIMEOUT, max(1, int(self.timeout * 1000))))
+        if self.pty is not None:
+            fields += [(Tag.PTY, 1), (Tag.ROWS, self.pty.rows), (Tag.COLS, self.pty.cols)]
+        if self.stdin or self.pty is not None:
+            fields.append((Tag.STDIN, 1))
+        if self.background:
+            fields.append((Tag.BACKGROUND, 1))
+        if self.name is not None:
+            fields.append((Tag.NAME, self.name))
+        return fields
+
+
+class Processes:
+    """Starts programs in a guest, lists them, and attaches to them again."""
+
+    def __init__(self, channel: Channel, sandbox_id: str) -> None:
+        self._channel = channel
+        self._sandbox_id = sandbox_id
+
+    async def start(self, launch: Launch) -> Process:
+        """Start a program; returns once it runs. Raises CommandNotStarted."""
+        stream, more = self._open(launch)
+        try:
+            if more:
+                await stream.input.send(more)
+            state = await stream.started()
+        except BaseException:
+            stream.release()
+            raise
+        if state is None:
+            reply = await stream.result()
+            stream.release()
+            raise not_started(launch, reply, self._sandbox_id)
+        return Process(
+            self._channel,
+            stream,
+            state.number(Tag.PID),
+            launch.command,
+            sandbox_id=self._sandbox_id,
+            output_limit=launch.output_limit,
+            on_limit=launch.on_limit,
+            timeout=launch.timeout,
+        )
+
+    def _open(self, launch: Launch) -> tuple[Stream, bytes]:
+        fields = launch.fields()
+        more = b""
+        if len(encode_fields(fields)) > MAX_PAYLOAD - 64:
+            more = encode_fields(fields)
+            fields = [(Tag.MORE, len(more))]
+        return self._channel.request(Op.EXEC, fields), more
+
+    async def run(self, launch: Launch, stdin: bytes | None, check: bool) -> ExecResult:
+        """Start a program, feed it, wait for its end; a cancelled call ends its tree."""
+        process = await self.start(launch)
+        feeding: asyncio.Task[None] | None = None
+        try:
+            if stdin is not None:
+                feeding = asyncio.create_task(_feed(process, stdin))
+            result = await self._wait(process, launch)
+        except BaseException:
+            process.abandon()
+            raise
+        finally:
+            if feeding is not None:
+                feeding.cancel()
+                await asyncio.wait((feeding,))
+        if check and not result.ok:
+            raise CommandFailed(
+                f"{_shown(launch.command)} ended with {_ending(result)}",
+                result=result,
+                sandbox_id=self._sandbox_id,
+            )
+        return result
+
+    async def _wait(self, process: Process, launch: Launch) -> ExecResult:
+        if launch.timeout is None:
+            return await process.wait()
+        deadline = launch.timeout + _TIMEOUT_GRACE
+        try:
+            async with asyncio.timeout(deadline):
+                return await process.wait()
+        except OperationTimeout:
+            raise
+        except TimeoutError as error:
+            raise GuestUnreachable(
+                f"the guest did not end {_shown(launch.command)} at its timeout",
+                why=f"no answer {_TIMEOUT_GRACE:g} s after it was due",
+                sandbox_id=self._sandbox_id,
+            ) from error
+
+    async def list(self) -> list[ProcessInfo]:
+        """The processes that were started and not yet waited for."""
+        stream = self._channel.request(Op.PROCESSES)
+        parser = RecordParser()
+        found = []
+        try:
+            while data := await stream.outputs[STDOUT].read():
+                found += [_info(fields) for fields in parser.feed(data)]
+            await stream.result()
+        finally:
+            stream.release()
+        return found
+
+    async def attach(self, pid: int) -> Process:
+        """A handle on a process started earlier, with the output it still holds.
+
+        Raises ProcessNotFound when no process of that pid was started by `start`.
+        """
+        info = next((each for each in await self.list() if each.pid == pid), None)
+        if info is None:
+            raise ProcessNotFound(
+                f"no process {pid} was started here",
+                fix="`processes()` lists those that can be attached to.",
+                sandbox_id=self._sandbox_id,
+            )
+        stream = self._channel.adopt(info.stream)
+        await stream.started()
+        return Process(self._channel, stream, pid, info.command, sandbox_id=self._sandbox_id)
+
+
+async def _feed(process: Process, data: bytes) -> None:
+    try:
+        await process.stdin.write(data)
+    except BrokenPipeError:
+        return
+    await process.stdin.close()
+
+
+def _info(fields: Fields) -> ProcessInfo:
+    number = fields.number(Tag.SIGNAL)
+    ended = number or fields.has(Tag.EXIT)
+    return ProcessInfo(
+        pid=fields.number(Tag.PID),
+        command=tuple(word.decode("utf-8", "surrogateescape") for word in fields.all(Tag.ARG)),
+        started=fields.number(Tag.STARTED) / 1e9,
+        user=fields.text(Tag.USER),
+        name=fields.text(Tag.NAME) or None,
+        pty=fields.has(Tag.PTY),
+        background=fields.has(Tag.BACKGROUND),
+        exit_code=(128 + number if number else fields.number(Tag.EXIT)) if ended else None,
+        signal=signal_name(number) if number else None,
+        stream=fields.number(Tag.STREAM),
+    )
+
+
+def _shown(command: tuple[str, ...]) -> str:
+    text = command[2] if command[:2] == ("/bin/sh", "-c") and len(command) == 3 else command[0]
+    return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
+def _ending(result: ExecResult) -> str:
+    if result.out_of_memory:
+        return "out of memory"
+    return result.signal or f"exit code {result.exit_code}"

@@ -1,0 +1,301 @@
+"""Whole trees into a guest and out of it.
+
+What comes out is not trusted: every local name is a single component, opened relative to
+a directory that this code made or opened without following links, so nothing outside the
+target can be touched, whatever the guest calls its files and wherever its links lead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from collections.abc import AsyncIterator, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiofiles
+
+from novasandbox.errors import FileError, NovaError, PathError
+from novasandbox.guest.files import FileInfo, Files
+from novasandbox.guest.paths import shown
+
+_CHUNK = 1 << 20
+_AT_ONCE = 8
+_DEEPEST = 128
+_MOST_ENTRIES = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """An entry that was not copied. path: relative to the tree's root."""
+
+    path: str
+    why: str
+
+
+@dataclass
+class _Copy:
+    """The state that all parts of one copy share."""
+
+    files: Files
+    refused: list[Refused] = field(default_factory=list)
+    entries: int = 0
+    places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))
+
+    def refuse(self, path: str, why: str) -> None:
+        self.refused.append(Refused(path or ".", why))
+
+    def count(self) -> None:
+        self.entries += 1
+        if self.entries > _MOST_ENTRIES:
+            raise PathError(f"the tree has more than {_MOST_ENTRIES:,} entries")
+
+
+async def upload(files: Files, local: str | os.PathLike[str], remote: str) -> list[Refused]:
+    """Copy `local` to `remote`; see `Sandbox.upload`. Raises OSError for `local` itself."""
+    source = Path(local)
+    kind = source.lstat().st_mode if source.is_symlink() else source.stat().st_mode
+    copy = _Copy(files)
+    if stat.S_ISDIR(kind):
+        await _upload_tree(copy, source, remote.rstrip("/") or "/")
+    else:
+        await _upload_entry(copy, source, await _inside(files, remote, source.name), source.name)
+    return copy.refused
+
+
+async def _inside(files: Files, remote: str, name: str) -> str:
+    """A file copied to a directory goes into it, as with cp."""
+    if remote.endswith("/"):
+        return remote + name
+    with contextlib.suppress(FileError):
+        if (await files.stat(remote)).is_directory:
+            return f"{remote}/{name}"
+    return remote
+
+
+async def _upload_tree(copy: _Copy, source: Path, remote: str) -> None:
+    await copy.files.mkdir(remote)
+    jobs: list[Coroutine[Any, Any, None]] = []
+    directories: list[tuple[str, int]] = []
+    for folder, names, leaves in await asyncio.to_thread(_walk, source):
+        relative = os.path.relpath(folder, source)
+        base = remote if relative == "." else os.path.join(remote, relative)
+        for name in names:
+            copy.count()
+            target = os.path.join(base, name)
+            path = Path(folder, name)
+            await copy.files.mkdir(target)
+            directories.append((target, stat.S_IMODE(path.stat().st_mode)))
+        for name in leaves:
+            copy.count()
+            shown_path = os.path.normpath(os.path.join(relative, name))
+            jobs.append(
+                _upload_entry(copy, Path(folder, name), os.path.join(base, name), shown_path)
+            )
+    await _together(jobs)
+    # Last, so that a directory without write permission could be filled before.
+    for target, mode in reversed(directories):
+        await copy.files.chmod(target, mode & 0o777)
+
+
+def _walk(source: Path) -> list[tuple[str, list[str], list[str]]]:
+    """Directories, and everything else by name: links to directories are leaves too."""
+    found = []
+    for folder, names, leaves in os.walk(source):
+        real = [name for name in names if not os.path.islink(os.path.join(folder, name))]
+        links = [name for name in names if name not in real]
+        names[:] = real
+        found.append((folder, real, leaves + links))
+    return found
+
+
+async def _upload_entry(copy: _Copy, source: Path, remote: str, shown_path: str) -> None:
+    async with copy.places:
+        try:
+            kind = source.lstat()
+            if stat.S_ISLNK(kind.st_mode):
+                await _replace_link(copy.files, remote, os.readlink(source))
+            elif stat.S_ISREG(kind.st_mode):
+                await _upload_file(copy.files, source, remote, stat.S_IMODE(kind.st_mode))
+            else:
+                copy.refuse(shown_path, "it is neither a file, a directory, nor a link")
+        except FileError:
+            raise
+        except OSError as error:
+            copy.refuse(shown_path, error.strerror or str(error))
+
+
+async def _replace_link(files: Files, remote: str, target: str) -> None:
+    try:
+        await files.symlink(remote, target)
+    except FileError as error:
+        if error.errno != errno.EEXIST:
+            raise
+        await files.remove(remote)
+        await files.symlink(remote, target)
+
+
+async def _upload_file(files: Files, source: Path, remote: str, mode: int) -> None:
+    async with (
+        aiofiles.open(source, "rb") as reader,
+        await files.open(remote, "wb") as writer,
+    ):
+        while piece := await reader.read(_CHUNK):
+            await writer.write(piece)
+    await files.chmod(remote, mode & 0o777)
+
+
+async def download(files: Files, remote: str, local: str | os.PathLike[str]) -> list[Refused]:
+    """Copy `remote` to `local`; see `Sandbox.download`."""
+    copy = _Copy(files)
+    info = await files.stat(remote)
+    target = Path(local)
+    if info.is_directory:
+        target.mkdir(parents=True, exist_ok=True)
+        async with _directory(target) as descriptor:
+            await _download_tree(copy, remote, "", descriptor, 0)
+        return copy.refused
+    if info.kind != "file":
+        copy.refuse(remote, "it is neither a file, a directory, nor a link")
+        return copy.refused
+    name = target.name
+    if target.is_dir() or str(local).endswith("/"):
+        name = os.path.basename(remote.rstrip("/"))
+    parent = target if name != target.name else target.parent
+    if not _harmless_name(name):
+        raise PathError(f"{shown(remote)!r} has no name that a local file could have")
+    parent.mkdir(parents=True, exist_ok=True)
+    async with _directory(parent) as descriptor:
+        await _download_file(copy, remote, info, name, descriptor)
+    return copy.refused
+
+
+@contextlib.asynccontextmanager
+async def _directory(path: Path | str, parent: int | None = None) -> AsyncIterator[int]:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    if parent is not None:
+        flags |= os.O_NOFOLLOW
+    descriptor = os.open(path, flags, dir_fd=parent)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+async def _download_tree(
+    copy: _Copy, remote: str, relative: str, directory: int, depth: int
+) -> None:
+    """Fill the open local `directory` with what `remote` holds."""
+    if depth > _DEEPEST:
+        copy.refuse(relative, f"it is more than {_DEEPEST} directories deep")
+        return
+    jobs: list[Coroutine[Any, Any, None]] = []
+    for info in await copy.files.list(remote):
+        copy.count()
+        path = f"{relative}/{info.name}" if relative else info.name
+        source = f"{remote.rstrip('/')}/{info.name}"
+        if not _harmless_name(info.name):
+            copy.refuse(path, "its name could leave the directory")
+        elif info.kind == "file":
+            jobs.append(_guarded_file(copy, source, info, path, directory))
+        elif info.kind == "link":
+            _make_link(copy, info, path, depth, directory)
+        elif info.kind == "directory":
+            await _descend(copy, source, info, path, directory, depth)
+        else:
+            copy.refuse(path, "it is neither a file, a directory, nor a link")
+    await _together(jobs)
+
+
+async def _descend(
+    copy: _Copy, source: str, info: FileInfo, path: str, directory: int, depth: int
+) -> None:
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(info.name, 0o700, dir_fd=directory)
+        async with _directory(info.name, directory) as below:
+            await _download_tree(copy, source, path, below, depth + 1)
+            os.fchmod(below, info.mode & 0o777)
+    except NovaError as error:
+        if not isinstance(error, FileError):
+            raise
+        copy.refuse(path, error.strerror)
+    except OSError as error:
+        copy.refuse(path, error.strerror or str(error))
+
+
+async def _guarded_file(
+    copy: _Copy, source: str, info: FileInfo, path: str, directory: int
+) -> None:
+    async with copy.places:
+        try:
+            await _download_file(copy, source, info, info.name, directory)
+        except FileError as error:
+            copy.refuse(path, error.strerror)
+        except OSError as error:
+            copy.refuse(path, error.strerror or str(error))
+
+
+async def _download_file(
+    copy: _Copy, source: str, info: FileInfo, name: str, directory: int
+) -> None:
+    """Write beside the name and rename, so that a link of that name is replaced, not followed."""
+    temporary = f".nova-{secrets.token_hex(8)}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(temporary, flags, 0o600, dir_fd=directory)
+    try:
+        async with (
+            aiofiles.open(descriptor, "wb") as writer,
+            await copy.files.open(source, "rb") as reader,
+        ):
+            async for piece in reader:
+                await writer.write(piece)
+            os.fchmod(descriptor, info.mode & 0o777)
+        os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary, dir_fd=directory)
+        raise
+
+
+def _make_link(copy: _Copy, info: FileInfo, path: str, depth: int, directory: int) -> None:
+    target = info.target or ""
+    if not link_stays_inside(target, depth):
+        copy.refuse(path, f"the link leads outside the tree: {shown(target)}")
+        return
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISLNK(os.stat(info.name, dir_fd=directory, follow_symlinks=False).st_mode):
+                os.unlink(info.name, dir_fd=directory)
+        os.symlink(target, info.name, dir_fd=directory)
+    except OSError as error:
+        copy.refuse(path, error.strerror or str(error))
+
+
+def link_stays_inside(target: str, depth: int) -> bool:
+    """Whether a link, `depth` directories below the root, cannot lead above the root.
+
+    A `..` after a name is refused: the name may itself be a link, so `..` may be anywhere.
+    """
+    if not target or target.startswith("/") or "\0" in target:
+        return False
+    parts = [part for part in target.split("/") if part not in ("", ".")]
+    climbs = 0
+    while climbs < len(parts) and parts[climbs] == "..":
+        climbs += 1
+    return climbs <= depth and ".." not in parts[climbs:]
+
+
+def _harmless_name(name: str) -> bool:
+    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
+
+
+async def _together(jobs: list[Coroutine[Any, Any, None]]) -> None:
+    async with asyncio.TaskGroup() as group:
+        for job in jobs:
+            group.create_task(job)
