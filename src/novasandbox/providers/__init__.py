@@ -1,0 +1,1 @@
+"""Hypervisors, one file each; found through the entry points `novasandbox.providers`."""

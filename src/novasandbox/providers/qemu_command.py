@@ -1,0 +1,147 @@
+"""QEMU's command line for one machine: no default devices, no network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from novasandbox.guest.protocol import PORT_NAME
+
+KERNEL, INITRAMFS, ROOTFS, SCRATCH_BASE = "/kernel", "/initramfs", "/rootfs", "/scratch"
+"""Where the shared files stand in the machine's jail."""
+
+SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+"""QEMU's own seccomp filter: it starts nothing and gains nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """The shared files, under the names by which QEMU sees them."""
+
+    kernel: str = KERNEL
+    initramfs: str = INITRAMFS
+    rootfs: str = ROOTFS
+    scratch_base: str = SCRATCH_BASE
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptors:
+    """Descriptors that QEMU inherits: two listening sockets, its disk, its console."""
+
+    qmp: int
+    agent: int
+    disk: int
+    console: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What differs from host to host. arch: `x86_64` or `aarch64`."""
+
+    arch: str
+    accelerator: str
+    vcpus: int
+    memory_mib: int
+    tsc_khz: int | None = None
+    seccomp: bool = True
+
+
+def command(hardware: Hardware, files: Files, fds: Descriptors) -> list[str]:
+    """The arguments, the program itself left out."""
+    return [
+        "-nodefaults",
+        "-no-user-config",
+        # A panicking guest must end, not boot again in a circle.
+        "-no-reboot",
+        *("-display", "none"),
+        *(("-sandbox", SANDBOX) if hardware.seccomp else ()),
+        *("-M", _machine(hardware.arch)),
+        *("-accel", hardware.accelerator),
+        *("-cpu", _cpu(hardware)),
+        *("-smp", str(hardware.vcpus)),
+        *("-m", f"{hardware.memory_mib}M"),
+        *("-kernel", files.kernel),
+        *("-initrd", files.initramfs),
+        *("-append", kernel_arguments(hardware)),
+        *_control(fds),
+        *_disks(files, fds),
+        *_console(hardware.arch, fds.console),
+        *("-device", "virtio-rng-pci"),
+    ]
+
+
+def _machine(arch: str) -> str:
+    return "pc,hpet=off,usb=off,vmport=off" if arch == "x86_64" else "virt,gic-version=max"
+
+
+def _cpu(hardware: Hardware) -> str:
+    if hardware.accelerator != "tcg":
+        return "host"
+    # QEMU 7.2 leaves garbage in EFLAGS after cmpxchg16b, on which kernel 6.12 panics.
+    return "max,-cx16" if hardware.arch == "x86_64" else "max,pauth-impdef=on"
+
+
+def kernel_arguments(hardware: Hardware) -> str:
+    """What the guest's kernel is told."""
+    words = ["quiet", "panic=-1", "random.trust_cpu=on", "cryptomgr.notests"]
+    if hardware.arch == "x86_64":
+        # The early console needs no driver: a probe for UARTs costs more than it gives.
+        words += ["earlyprintk=ttyS0,keep", "8250.nr_uarts=0", "reboot=t"]
+        words += ["i8042.noaux", "i8042.nokbd", "i8042.nopnp"]
+        if hardware.tsc_khz and hardware.accelerator == "tcg":
+            # Under TCG the guest reads the host's TSC. Told its rate, it need not measure
+            # it against an emulated timer, which goes wrong on a busy host.
+            words += ["tsc=reliable", f"tsc_early_khz={hardware.tsc_khz}"]
+    else:
+        words += ["earlycon=pl011,0x9000000", "keep_bootcon"]
+    return " ".join(words)
+
+
+def _control(fds: Descriptors) -> Iterator[str]:
+    # Listening sockets, so that a new holder can connect after the old one has died.
+    yield from ("-chardev", f"socket,id=qmp,fd={fds.qmp},server=on,wait=off")
+    yield from ("-mon", "chardev=qmp,mode=control")
+    yield from ("-chardev", f"socket,id=agent,fd={fds.agent},server=on,wait=off")
+    yield from ("-device", "virtio-serial-pci,max_ports=2")
+    yield from ("-device", f"virtserialport,chardev=agent,name={PORT_NAME}")
+
+
+def _disks(files: Files, fds: Descriptors) -> Iterator[str]:
+    yield from ("-add-fd", f"fd={fds.disk},set=1")
+    yield from _blockdev("root", _file(files.rootfs, read_only=True), driver="raw", read_only=True)
+    yield from _blockdev(
+        "scratch-base", _file(files.scratch_base, read_only=True), driver="raw", read_only=True
+    )
+    # The descriptor is ours alone: no name in the jail leads to it.
+    yield from _blockdev(
+        "scratch",
+        _file("/dev/fdset/1", read_only=False),
+        driver="qcow2",
+        backing="scratch-base",
+        discard="unmap",
+    )
+    yield from ("-device", "virtio-blk-pci,drive=root")
+    yield from ("-device", "virtio-blk-pci,drive=scratch")
+
+
+def _file(name: str, *, read_only: bool) -> dict[str, Any]:
+    # Many machines share the read-only files, and only we hand out the others.
+    return {"driver": "file", "filename": name, "locking": "off", "read-only": read_only}
+
+
+def _blockdev(node: str, file: dict[str, Any], **options: Any) -> Iterator[str]:
+    data = {"node-name": node, "file": file}
+    data |= {name.replace("_", "-"): value for name, value in options.items()}
+    yield from ("-blockdev", json.dumps(data))
+
+
+def _console(arch: str, descriptor: int) -> Iterator[str]:
+    # A pipe that the supervisor reads into a file of bounded size.
+    yield from ("-add-fd", f"fd={descriptor},set=2")
+    yield from ("-chardev", "file,id=console,path=/dev/fdset/2,append=on")
+    if arch == "x86_64":
+        yield from ("-device", "isa-serial,chardev=console")
+    else:
+        yield from ("-serial", "chardev:console")
