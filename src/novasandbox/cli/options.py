@@ -1,0 +1,190 @@
+"""Options that several verbs share, and how their values are read."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_UNITS = {"k": 1 / 1024, "": 1, "m": 1, "g": 1024, "t": 1024 * 1024}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+_SECONDS = {"ms": 0.001, "": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|[smhd]?)")
+
+
+class Mebibytes(click.ParamType):
+    """A size in MiB: `512`, `512M`, `1.5G`."""
+
+    name = "size"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Read it; whole MiB only."""
+        if isinstance(value, int):
+            return value
+        match = _SIZE.fullmatch(str(value).strip())
+        if match is None:
+            self.fail(f"{value!r} is not a size; give MiB, or a unit as in 512M or 1G.", param, ctx)
+        size = float(match[1]) * _UNITS[match[2].lower()]
+        if size < 1 or size != int(size):
+            self.fail(f"{value!r} is not a whole number of MiB.", param, ctx)
+        return int(size)
+
+
+class Duration(click.ParamType):
+    """Seconds: `90`, `90s`, `5m`, `1h`; `none` is infinity."""
+
+    name = "duration"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Read it; above 0."""
+        if isinstance(value, int | float):
+            return float(value)
+        text = str(value).strip().lower()
+        if text in ("none", "never"):
+            return math.inf
+        match = _DURATION.fullmatch(text)
+        if match is None or float(match[1]) == 0:
+            self.fail(
+                f"{value!r} is not a duration; give seconds above 0, a unit as in 5m, or none.",
+                param,
+                ctx,
+            )
+        return float(match[1]) * _SECONDS[match[2]]
+
+
+def limit(seconds: float | None) -> float | None:
+    """A duration as the library has it: None is no end."""
+    return None if seconds is None or math.isinf(seconds) else seconds
+
+
+def _all(function: Function, *options: Callable[[Function], Function]) -> Function:
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def json_option(function: Function) -> Function:
+    """`--json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
+
+
+def quiet_option(function: Function) -> Function:
+    """`--quiet`."""
+    return click.option("-q", "--quiet", is_flag=True, help="Print results only.")(function)
+
+
+def box_argument(function: Function) -> Function:
+    """The BOX argument: an id, a unique start of one, or a name."""
+    return click.argument("box", shell_complete=complete_box)(function)
+
+
+def complete_box(
+    _ctx: click.Context, _param: click.Parameter, incomplete: str
+) -> list[click.shell_completion.CompletionItem]:
+    """Ids and names of living sandboxes, for the shell's completion."""
+    from click.shell_completion import CompletionItem
+
+    from novasandbox.core import registry
+
+    found = []
+    for record in registry.records():
+        word = record.name or record.id
+        if word.startswith(incomplete):
+            found.append(CompletionItem(word, help=record.state.value))
+    return found
+
+
+def machine_options(function: Function) -> Function:
+    """What a new sandbox shall be."""
+    return _all(
+        function,
+        click.option("--template", metavar="NAME", help="Template.  [default: debian-python]"),
+        click.option("--image", metavar="REF", help="OCI image, instead of a template."),
+        click.option("--memory", type=Mebibytes(), help="Memory: 512M, 1G.  [default: 256M]"),
+        click.option("--cpus", type=int, help="Virtual CPUs.  [default: 1]"),
+        click.option("--disk", type=Mebibytes(), help="Writable disk: 4G.  [default: 2G]"),
+        click.option("--name", help="A name, unique among living sandboxes."),
+        click.option("--provider", help="Hypervisor, as listed by nova doctor.  [default: auto]"),
+        click.option(
+            "--kernel",
+            type=click.Path(exists=True, dir_okay=False),
+            help="A guest kernel of your own.  [default: NOVA_KERNEL, else Debian's]",
+        ),
+    )
+
+
+def command_options(function: Function) -> Function:
+    """What a command gets."""
+    return _all(
+        function,
+        click.option(
+            "-e",
+            "--env",
+            "env",
+            multiple=True,
+            metavar="K[=V]",
+            help="Set a variable; K alone takes its value from this environment.",
+        ),
+        click.option(
+            "--env-file",
+            "env_files",
+            multiple=True,
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            help="Read variables from a file, a K[=V] each line.",
+        ),
+        click.option("-u", "--user", help="User, or UID, to run as."),
+        click.option("-w", "--cwd", metavar="DIR", help="Folder to run in."),
+    )
+
+
+def machine_settings(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `Sandbox.create` for the machine options that were given."""
+    if options.get("kernel"):
+        # What finds the kernel is the template's build, and the keeper's when it is started.
+        os.environ["NOVA_KERNEL"] = str(Path(options["kernel"]).absolute())
+    names = {"memory": "memory_mib", "cpus": "vcpus", "disk": "disk_mib"}
+    known = ("template", "image", "memory", "cpus", "disk", "name", "provider")
+    return {names.get(n, n): options[n] for n in known if options.get(n) is not None}
+
+
+def environment(words: tuple[str, ...], files: tuple[Path, ...]) -> dict[str, str]:
+    """The variables of `--env-file` and, over them, `--env`. No message shows a value."""
+    found: dict[str, str] = {}
+    for path in files:
+        for number, line in enumerate(_lines(path), 1):
+            text = line.strip()
+            if text and not text.startswith("#"):
+                found |= _variable(line.lstrip(), f"{path}, line {number}")
+    for word in words:
+        found |= _variable(word, "--env")
+    return found
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise click.UsageError(f"{path} is not UTF-8 text.") from None
+
+
+def _variable(text: str, where: str) -> dict[str, str]:
+    name, equals, value = text.partition("=")
+    if not name.strip() or "\0" in text:
+        raise click.UsageError(f"{where}: a variable is K=VALUE, or K alone.")
+    if equals:
+        return {name: value}
+    name = name.strip()
+    if name not in os.environ:
+        raise click.UsageError(f"{where}: {name} is not set here; give {name}=VALUE.")
+    return {name: os.environ[name]}

@@ -1,0 +1,36 @@
+"""State files: written whole or not at all, readable by their owner only."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace `path` with `data` in one step, mode 0600, on disk when this returns."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace `path` with `value` as JSON, in one step."""
+    write_bytes(path, json.dumps(value, indent=1).encode())
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in `path`; None when there is no such file, or half of one."""
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None

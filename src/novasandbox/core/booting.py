@@ -1,0 +1,103 @@
+"""From a machine's specification to a guest whose agent has answered."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from novasandbox.core.console import last_words, panic_in
+from novasandbox.core.hypervisor import BaseHypervisor, Machine, MachineSpec
+from novasandbox.errors import (
+    BootFailed,
+    GuestPanicked,
+    GuestUnreachable,
+    NovaError,
+    ProtocolViolation,
+    VmmCrashed,
+)
+from novasandbox.guest.channel import Channel
+
+log = logging.getLogger(__name__)
+
+# Under emulation a boot takes about 3 s, on a loaded host several times that.
+_DEADLINE = 45.0
+_ATTEMPTS = 2
+_RETRIED = (BootFailed, GuestPanicked, GuestUnreachable, VmmCrashed)
+
+
+async def boot(
+    hypervisor: BaseHypervisor, spec: MachineSpec, open_channel: Callable[[Machine], Channel]
+) -> tuple[Machine, Channel]:
+    """Boot a machine and shake hands with its agent; twice, since emulation fails at times.
+
+    Raises BootFailed, GuestPanicked, ProtocolViolation, and what `BaseHypervisor.boot` raises.
+    Whatever goes wrong, no machine is left.
+    """
+    for attempt in range(1, _ATTEMPTS):
+        try:
+            return await _once(hypervisor, spec, open_channel)
+        except _RETRIED as error:
+            log.warning("boot %d of %s failed and is tried again: %s", attempt, spec.id, error)
+    return await _once(hypervisor, spec, open_channel)
+
+
+async def _once(
+    hypervisor: BaseHypervisor, spec: MachineSpec, open_channel: Callable[[Machine], Channel]
+) -> tuple[Machine, Channel]:
+    machine = await hypervisor.boot(spec)
+    channel = open_channel(machine)
+    try:
+        await _first_answer(machine, channel, spec)
+    except BaseException:
+        await asyncio.shield(asyncio.ensure_future(_give_up(machine, channel)))
+        raise
+    return machine, channel
+
+
+async def _give_up(machine: Machine, channel: Channel) -> None:
+    await channel.close()
+    await machine.kill()
+
+
+async def _first_answer(machine: Machine, channel: Channel, spec: MachineSpec) -> None:
+    """Wait for the agent, or for the machine's end, whichever comes first."""
+    opening = asyncio.create_task(channel.open(_DEADLINE))
+    ending = asyncio.create_task(machine.wait())
+    try:
+        await asyncio.wait((opening, ending), return_when=asyncio.FIRST_COMPLETED)
+        failure = opening.exception() if opening.done() else None
+        if opening.done() and failure is None:
+            return
+        if isinstance(failure, ProtocolViolation):
+            raise failure
+        if ending.done() or isinstance(failure, OSError):
+            raise _ended(machine, await ending, spec)
+        raise BootFailed(
+            f"the guest gave no sign of life within {_DEADLINE:g} s",
+            why=last_words(machine.console()),
+            sandbox_id=spec.id,
+        )
+    finally:
+        for task in (opening, ending):
+            task.cancel()
+        await asyncio.wait((opening, ending))
+
+
+def _ended(machine: Machine, reason: str, spec: MachineSpec) -> NovaError:
+    console = machine.console()
+    panic = panic_in(console)
+    if panic is not None:
+        small = any(word in panic.lower() for word in ("memory", "deadlocked"))
+        return GuestPanicked(
+            "the guest's kernel panicked while booting",
+            why=panic,
+            fix=f"Give it more than memory_mib={spec.memory_mib}." if small else None,
+            sandbox_id=spec.id,
+        )
+    words = last_words(console)
+    return BootFailed(
+        "the machine ended before the guest answered",
+        why=f"{reason}; its last words: {words}" if words else reason,
+        sandbox_id=spec.id,
+    )

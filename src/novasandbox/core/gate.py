@@ -1,0 +1,290 @@
+"""The holder's socket: other processes of this user use the sandbox through it.
+
+It speaks the guest protocol, so the same channel serves both ends. Requests for the
+guest get a stream number of the guest's and are passed on frame by frame, with credit
+from end to end: a slow client holds up its own streams and no other. Two operations
+are the holder's own: CONTROL, and ADOPT for a stream that runs already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from novasandbox.core import sockets
+from novasandbox.errors import InvalidRequest, NovaError
+from novasandbox.guest.frames import (
+    Fields,
+    FrameError,
+    Message,
+    Parser,
+    decode_data,
+    encode,
+    encode_fields,
+)
+from novasandbox.guest.protocol import (
+    ATTACH_MAGIC,
+    DEFAULT_WINDOW,
+    STDERR,
+    STDOUT,
+    VERSION,
+    Frame,
+    Op,
+    Tag,
+)
+
+if TYPE_CHECKING:
+    from novasandbox.core.holder import Holder
+
+log = logging.getLogger(__name__)
+
+CONTROL = 0x8001
+ADOPT = 0x8002
+# A client that does not read its socket is dropped before it costs much memory.
+_BACKLOG_LIMIT = 8 * 2**20
+
+
+class Gate:
+    """The socket of one sandbox."""
+
+    def __init__(self, holder: Holder, path: Path) -> None:
+        self._holder = holder
+        self._path = path
+        self._server: asyncio.Server | None = None
+        self._clients: set[_Client] = set()
+
+    async def open(self) -> None:
+        """Listen, mode 0600."""
+        loop = asyncio.get_running_loop()
+        server = sockets.listen(self._path)
+        self._server = await loop.create_unix_server(self._client, sock=server)
+
+    def _client(self) -> _Client:
+        return _Client(self._holder, self._clients)
+
+    async def close(self, error: BaseException) -> None:
+        """Stop listening, and tell every client why."""
+        if self._server is not None:
+            self._server.close()
+        self._path.unlink(missing_ok=True)
+        for client in list(self._clients):
+            client.dismiss(error)
+
+
+class _Forwarded:
+    """A client's stream on the guest's channel; has what the channel asks of a stream."""
+
+    def __init__(self, client: _Client, own: int, number: int, request: bytes | None) -> None:
+        self.id = number
+        self.finished = False
+        self.foreground = True
+        self._client = client
+        self._own = own
+        self._request = request
+        self._offsets = {STDOUT: 0, STDERR: 0}
+
+    def take(self, message: Message) -> None:
+        """Pass a frame of the guest's on to the client."""
+        payload = message.payload
+        match message.type:
+            case Frame.DATA:
+                offset, data = decode_data(payload)
+                self._offsets[message.channel or STDOUT] = offset + len(data)
+            case Frame.STATE:
+                self._request = None
+                payload += encode_fields([(Tag.STREAM, self.id)])
+            case Frame.REPLY:
+                self.finished = True
+            case Frame.CREDIT | Frame.END:
+                pass
+            case _:
+                raise FrameError(f"{message.type.name} is not the guest's to send")
+        self._client.write(encode(message.type, self._own, payload, message.channel))
+
+    def resume(self) -> bytes:
+        """The frame that goes on with this stream over a new connection to the guest."""
+        if self._request is not None:
+            return self._request
+        payload = b"".join(self._offsets[n].to_bytes(8, "little") for n in (STDOUT, STDERR))
+        return encode(Frame.RESUME, self.id, payload)
+
+    def seen(self, first: int, second: int) -> None:
+        """The client adopts the stream and has these offsets already."""
+        self._offsets = {STDOUT: first, STDERR: second}
+
+    def fail(self, error: BaseException) -> None:
+        """The connection to the guest is lost for good."""
+        if not self.finished:
+            self.finished = True
+            self._client.dismiss(error)
+
+
+class _Client(asyncio.Protocol):
+    """One connection of another process."""
+
+    def __init__(self, holder: Holder, clients: set[_Client]) -> None:
+        self._holder = holder
+        self._clients = clients
+        self._parser = Parser()
+        self._transport: asyncio.Transport | None = None
+        self._attached = False
+        self._streams: dict[int, _Forwarded] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._clients.add(self)
+        hello = encode_fields(
+            [(Tag.VERSION, VERSION), (Tag.MIN_VERSION, VERSION), (Tag.WINDOW, DEFAULT_WINDOW)]
+        )
+        self.write(encode(Frame.HELLO, payload=hello))
+
+    def write(self, frame: bytes) -> None:
+        """Send a frame to the client, or drop a client that does not read."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        self._transport.write(frame)
+        if self._transport.get_write_buffer_size() > _BACKLOG_LIMIT:
+            log.warning("a client of %s does not read; dropped", self._holder.id)
+            self._transport.abort()
+
+    def dismiss(self, error: BaseException) -> None:
+        """Tell the client why, and close."""
+        if self._transport is not None and not self._transport.is_closing():
+            self.write(encode(Frame.GOAWAY, payload=failure_text(error)))
+            self._transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for message in self._parser.feed(data):
+                if self._attached:
+                    self._take(message)
+                else:
+                    self._attach(message)
+        except FrameError as error:
+            self.dismiss(InvalidRequest("the client broke the protocol", why=str(error)))
+        except NovaError as error:
+            self.dismiss(error)
+
+    def _attach(self, message: Message) -> None:
+        if message.type is not Frame.ATTACH or len(message.payload) != 34:
+            raise FrameError("the first frame must be ATTACH")
+        channel = self._holder.channel
+        boot_id = channel.boot_id if channel is not None else b""
+        window = channel.send_window if channel is not None else DEFAULT_WINDOW
+        fields = encode_fields([(Tag.BOOT_ID, boot_id), (Tag.NEXT_STREAM, 1), (Tag.WINDOW, window)])
+        self.write(encode(Frame.ATTACHED, payload=ATTACH_MAGIC + message.payload[:16] + fields))
+        self._attached = True
+
+    def _take(self, message: Message) -> None:
+        if message.type is Frame.REQUEST:
+            self._request(message)
+            return
+        stream = self._streams.get(message.stream)
+        if stream is None:
+            return
+        channel = self._holder.channel
+        if channel is None:
+            return
+        if message.type in (Frame.RELEASE, Frame.DETACH):
+            del self._streams[message.stream]
+            channel.drop_forwarded(stream, detach=message.type is Frame.DETACH)
+        elif message.type in (Frame.DATA, Frame.END, Frame.CREDIT, Frame.CANCEL):
+            channel.post(encode(message.type, stream.id, message.payload, message.channel))
+        else:
+            raise FrameError(f"{message.type.name} is not a client's to send")
+
+    def _request(self, message: Message) -> None:
+        if len(message.payload) < 2:
+            raise FrameError("a REQUEST without an operation")
+        op = int.from_bytes(message.payload[:2], "little")
+        fields = Fields.decode(message.payload[2:])
+        if op == CONTROL:
+            task = asyncio.create_task(self._control(message.stream, fields))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        elif op == ADOPT:
+            self._adopt(message.stream, fields)
+        else:
+            self._forward(message, op, fields)
+
+    def _forward(self, message: Message, op: int, fields: Fields) -> None:
+        channel = self._holder.channel
+        assert channel is not None  # The gate opens after the guest has answered.
+        try:
+            number = channel.reserve()
+        except NovaError as error:
+            failure = encode_fields([(Tag.FAILURE, json.dumps(error.details()))])
+            self.write(
+                encode(Frame.REPLY, message.stream, errno.EAGAIN.to_bytes(4, "little") + failure)
+            )
+            return
+        frame = encode(Frame.REQUEST, number, message.payload)
+        stream = _Forwarded(self, message.stream, number, frame)
+        stream.foreground = not (op == Op.EXEC and fields.has(Tag.BACKGROUND))
+        self._streams[message.stream] = stream
+        channel.forward(stream, frame)
+
+    def _adopt(self, own: int, fields: Fields) -> None:
+        channel = self._holder.channel
+        assert channel is not None
+        number = fields.number(Tag.STREAM)
+        stream = _Forwarded(self, own, number, None)
+        stream.foreground = False
+        stream.seen(fields.number(Tag.FIRST1), fields.number(Tag.FIRST2))
+        self._streams[own] = stream
+        channel.forward(stream, stream.resume())
+
+    async def _control(self, own: int, fields: Fields) -> None:
+        try:
+            call = json.loads(fields.get(Tag.MESSAGE))
+            result = await perform(self._holder, str(call["name"]), dict(call["arguments"]))
+            answer = {"result": result}
+        except NovaError as error:
+            answer = {"error": error.details()}
+        except (KeyError, TypeError, ValueError) as error:
+            answer = {"error": InvalidRequest("a malformed call", why=repr(error)).details()}
+        body = (0).to_bytes(4, "little")
+        body += encode_fields([(Tag.MESSAGE, json.dumps(answer))])
+        self.write(encode(Frame.REPLY, own, body))
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        self._clients.discard(self)
+        channel = self._holder.channel
+        streams, self._streams = list(self._streams.values()), {}
+        for stream in streams:
+            # What ran in the background goes on; what somebody waited for ends with him.
+            if channel is not None:
+                channel.drop_forwarded(stream, detach=not stream.foreground)
+
+
+def failure_text(error: BaseException) -> bytes:
+    """An error as the payload of GOAWAY: JSON, so that the client raises the same."""
+    if isinstance(error, NovaError):
+        return json.dumps(error.details()).encode()[:4000]
+    return str(error).encode()[:4000]
+
+
+async def perform(holder: Holder, name: str, arguments: dict[str, Any]) -> Any:
+    """Do one of the holder's own verbs. Raises InvalidRequest for an unknown one."""
+    match name:
+        case "set_timeout":
+            return await holder.set_timeout(arguments["seconds"])
+        case "pause":
+            return await holder.pause()
+        case "resume":
+            return await holder.resume()
+        case "kill":
+            return await holder.kill()
+        case "metrics":
+            return await holder.machine_metrics()
+        case "expose":
+            return await holder.expose(int(arguments["port"]), int(arguments["host_port"]))
+        case "unexpose":
+            return await holder.unexpose(int(arguments["port"]))
+    raise InvalidRequest(f"the holder knows no verb {name!r}")

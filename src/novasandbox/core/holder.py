@@ -1,0 +1,441 @@
+"""The one process that holds a sandbox: its machine, its channel, its time-to-live.
+
+The holder is the creator, or the keeper for what is detached. Every other process of the
+user reaches the sandbox through the holder's socket (`gate.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from novasandbox.core import provider_choice, registry
+from novasandbox.core.booting import boot
+from novasandbox.core.console import panic_in
+from novasandbox.core.events import EventLog, read_events
+from novasandbox.core.gate import Gate
+from novasandbox.core.hypervisor import (
+    Machine,
+    MachineSpec,
+    SandboxConfig,
+    SandboxState,
+    check_transition,
+    require_state,
+)
+from novasandbox.core.owner import Owner
+from novasandbox.core.ports import Ports
+from novasandbox.core.preparation import Prepared, prepare
+from novasandbox.core.registry import Record
+from novasandbox.errors import (
+    GuestPanicked,
+    GuestUnreachable,
+    IllegalTransition,
+    NovaError,
+    SandboxExpired,
+    SandboxFailed,
+    VmmCrashed,
+)
+from novasandbox.guest.channel import Channel
+from novasandbox.guest.client import Guest
+
+log = logging.getLogger(__name__)
+
+_ANSWER_DEADLINE = 15.0
+# How often a guest that somebody waits for is asked for an answer, and how long it may take.
+_PULSE = 20.0
+_SILENCE = 60.0
+
+
+class Holder:
+    """A sandbox in the hands of this process."""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self.channel: Channel | None = None
+        self._machine: Machine | None = None
+        self._ports: Ports | None = None
+        self._gate: Gate | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._watches: list[asyncio.Task[None]] = []
+        self._ending: asyncio.Task[None] | None = None
+        self._failure: NovaError | None = None
+        self._events = EventLog(record.directory / "events.jsonl")
+        self.ended = asyncio.Event()
+        self.on_end: Callable[[Holder], None] | None = None
+
+    # Making one.
+
+    @classmethod
+    async def create(cls, config: SandboxConfig) -> Holder:
+        """Make a sandbox and hold it. Whatever goes wrong, nothing is left behind.
+
+        Raises InvalidConfig, TemplateNotFound, NameTaken, Unavailable kinds, BootFailed,
+        GuestPanicked.
+        """
+        await asyncio.to_thread(registry.collect_leftovers)
+        provider, probe = await provider_choice.choose(config.provider)
+        with await prepare(config) as prepared:
+            record = await asyncio.to_thread(registry.create, config, Owner.self())
+            holder = cls(replace(record, provider=provider.name))
+            holder._note("created", template=prepared.template)
+            try:
+                await holder._boot(config, prepared, provider.name)
+                await holder._settle(config, prepared)
+            except BaseException as error:
+                await holder._abandon(error)
+                raise
+        log.debug("sandbox %s runs on %s (%s)", holder.id, provider.name, probe.accelerator)
+        return holder
+
+    @classmethod
+    async def adopt(cls, record: Record) -> Holder:
+        """Take over a sandbox whose holder died. Raises SandboxFailed kinds."""
+        if record.provider is None or record.machine is None:
+            raise VmmCrashed("the sandbox never got a machine", sandbox_id=record.id)
+        holder = cls(record)
+        provider = provider_choice.load(record.provider)
+        try:
+            holder._machine = await provider.adopt(record.directory, record.machine)
+            holder.channel = holder._new_channel(holder._machine, takeover=True)
+            await holder.channel.open(_ANSWER_DEADLINE)
+            holder.record = registry.change(record, owner=Owner.self())
+            await holder._serve()
+            await holder._reopen_ports()
+        except BaseException as error:
+            await holder._abandon(error)
+            raise
+        holder._note("adopted")
+        return holder
+
+    async def _boot(self, config: SandboxConfig, prepared: Prepared, name: str) -> None:
+        owner = _owner_descriptor()
+        spec = MachineSpec(
+            id=self.id,
+            run_dir=self.record.directory,
+            kernel=prepared.kernel,
+            initramfs=prepared.initramfs,
+            rootfs=prepared.rootfs,
+            scratch_base=prepared.scratch,
+            scratch_mib=config.disk_mib,
+            vcpus=config.vcpus,
+            memory_mib=config.memory_mib,
+            owner_fd=None if config.detach else owner,
+            hold_fds=prepared.hold_fds,
+        )
+        try:
+            self._machine, self.channel = await boot(
+                provider_choice.load(name), spec, self._starting
+            )
+        finally:
+            if owner is not None:
+                os.close(owner)
+
+    def _starting(self, machine: Machine) -> Channel:
+        """The machine's process runs: from here on somebody else could find and end it."""
+        self.record = registry.change(
+            self.record,
+            accelerator=machine.accelerator,
+            machine=machine.record(),
+        )
+        return self._new_channel(machine, takeover=False)
+
+    def _new_channel(self, machine: Machine, *, takeover: bool) -> Channel:
+        return Channel(
+            machine.dial,
+            holder=bytes.fromhex(self.record.token),
+            takeover=takeover,
+            on_lost=self._reason_for_loss,
+        )
+
+    async def _settle(self, config: SandboxConfig, prepared: Prepared) -> None:
+        """Make the guest ours, then open the doors."""
+        assert self.channel is not None
+        await Guest(self.channel, self.id).configure(
+            hostname=config.name or f"nova-{self.id}",
+            user=config.user or prepared.user,
+            cwd=config.cwd or prepared.cwd,
+            env={**prepared.env, **config.env},
+        )
+        deadline = None if config.timeout is None else time.time() + config.timeout
+        self.record = registry.change(self.record, state=SandboxState.RUNNING, deadline=deadline)
+        await self._serve()
+        self._note("running", accelerator=self.record.accelerator)
+
+    async def _serve(self) -> None:
+        assert self.channel is not None
+        assert self._machine is not None
+        self._ports = Ports(self.channel, self.id)
+        self._gate = Gate(self, self.record.directory / "api.sock")
+        await self._gate.open()
+        self._watches = [
+            asyncio.create_task(self._watch_machine(self._machine)),
+            asyncio.create_task(self._watch_guest(self.channel)),
+        ]
+        self._set_timer()
+
+    # What others ask of it.
+
+    @property
+    def id(self) -> str:
+        """The sandbox's id."""
+        return self.record.id
+
+    @property
+    def state(self) -> SandboxState:
+        """The sandbox's state."""
+        return self.record.state
+
+    async def set_timeout(self, seconds: float | None) -> None:
+        """Let it live `seconds` from now; None: no end."""
+        SandboxConfig(timeout=seconds)
+        self._require(SandboxState.RUNNING, SandboxState.PAUSED, verb="set a timeout")
+        deadline = None if seconds is None else time.time() + seconds
+        self.record = registry.change(self.record, deadline=deadline)
+        self._set_timer()
+        self._note("timeout", seconds=seconds)
+
+    async def pause(self) -> None:
+        """Stop the vCPUs. Raises IllegalTransition unless it runs."""
+        self._require(SandboxState.RUNNING, verb="pause")
+        assert self._machine is not None
+        assert self.channel is not None
+        await self._machine.pause()
+        self._become(SandboxState.PAUSED)
+        self.channel.refusal = IllegalTransition(
+            "the guest takes no requests",
+            current=SandboxState.PAUSED,
+            required=(SandboxState.RUNNING,),
+            sandbox_id=self.id,
+        )
+
+    async def resume(self) -> None:
+        """Let the vCPUs run again; the guest's clock is set right."""
+        self._require(SandboxState.PAUSED, verb="resume")
+        assert self._machine is not None
+        assert self.channel is not None
+        await self._machine.resume()
+        self.channel.refusal = None
+        self._become(SandboxState.RUNNING)
+        await Guest(self.channel, self.id).set_clock()
+
+    async def machine_metrics(self) -> dict[str, Any]:
+        """What the machine's process costs the host."""
+        machine = self._require_machine()
+        metrics = await machine.metrics()
+        return {name: getattr(metrics, name) for name in metrics.__dataclass_fields__}
+
+    async def expose(self, port: int, host_port: int = 0) -> str:
+        """Open a port on loopback that reaches the guest's; gives `host:port`."""
+        self._require(SandboxState.RUNNING, SandboxState.PAUSED, verb="expose a port")
+        assert self._ports is not None
+        address = await self._ports.expose(port, host_port)
+        self._remember_ports()
+        self._note("exposed", port=port, address=address)
+        return address
+
+    async def unexpose(self, port: int) -> None:
+        """Close what `expose` opened. Harmless when there is nothing."""
+        if self._ports is not None:
+            await self._ports.unexpose(port)
+            self._remember_ports()
+
+    def _remember_ports(self) -> None:
+        assert self._ports is not None
+        ports = {str(port): host for port, host in self._ports.table.items()}
+        self.record = registry.change(self.record, ports=ports)
+
+    async def _reopen_ports(self) -> None:
+        assert self._ports is not None
+        for port, host_port in self.record.ports.items():
+            with contextlib.suppress(NovaError):
+                await self._ports.expose(int(port), int(host_port))
+
+    async def kill(self) -> None:
+        """End it now. Harmless when repeated."""
+        await self._end(SandboxState.STOPPED, "it was killed")
+
+    async def let_go(self) -> None:
+        """Stop holding without ending it: the next holder takes over."""
+        await self._close_doors(GuestUnreachable("the holder has let go", sandbox_id=self.id))
+        if self._machine is not None:
+            await self._machine.let_go()
+        self.ended.set()
+
+    def _runs(self) -> bool:
+        return self.record.state is SandboxState.RUNNING
+
+    def _require(self, *states: SandboxState, verb: str) -> None:
+        if self._failure is not None:
+            raise self._failure
+        require_state(self.state, states, verb, self.id)
+
+    def _require_machine(self) -> Machine:
+        if self._failure is not None:
+            raise self._failure
+        if self._machine is None:
+            raise SandboxFailed("the sandbox has no machine any more", sandbox_id=self.id)
+        return self._machine
+
+    def _become(self, state: SandboxState) -> None:
+        check_transition(self.state, state, self.id)
+        self.record = registry.change(self.record, state=state)
+        self._note(state.value)
+
+    # How it ends.
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self.record.deadline is not None:
+            delay = max(0.0, self.record.deadline - time.time())
+            self._timer = asyncio.get_running_loop().call_later(delay, self._expire)
+
+    def _expire(self) -> None:
+        created, deadline = self.record.created, self.record.deadline or time.time()
+        # A timer may fire early when the wall clock was set back meanwhile.
+        if deadline - time.time() > 1:
+            self._set_timer()
+            return
+        reason = f"its time-to-live was over, {deadline - created:.0f} s after it was made"
+        self._failure = SandboxExpired(
+            "the sandbox has ended",
+            why=reason,
+            fix="Make a new one; a longer timeout= keeps it longer.",
+            sandbox_id=self.id,
+        )
+        self._start_ending(SandboxState.STOPPED, reason, expired=True)
+
+    async def _watch_machine(self, machine: Machine) -> None:
+        reason = await machine.wait()
+        if self._ending is None:
+            error = self._loss(machine, reason)
+            self._failure = error
+            self._start_ending(SandboxState.FAILED, str(error.why or error.what))
+
+    async def _watch_guest(self, channel: Channel) -> None:
+        """While somebody waits for the guest, ask now and then whether it is still there."""
+        while True:
+            await asyncio.sleep(_PULSE)
+            if not self._runs() or not channel.busy:
+                continue
+            try:
+                await Guest(channel, self.id).ping(_SILENCE)
+            except GuestUnreachable as error:
+                # A pause in the meantime explains the silence.
+                if self._runs() and self._failure is None:
+                    self._failure = error
+                    self._start_ending(SandboxState.FAILED, str(error))
+            except NovaError:
+                return
+
+    async def _reason_for_loss(self, reason: BaseException) -> NovaError:
+        """The channel is lost for good: the machine's end explains most of it."""
+        machine = self._machine
+        if self._failure is None and machine is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(2):
+                    self._failure = self._loss(machine, await machine.wait())
+        if self._failure is None:
+            if isinstance(reason, NovaError):
+                reason.sandbox_id = self.id
+                self._failure = reason
+            else:
+                self._failure = GuestUnreachable(
+                    "the guest no longer answers", why=str(reason), sandbox_id=self.id
+                )
+        self._start_ending(SandboxState.FAILED, str(self._failure))
+        return self._failure
+
+    def _loss(self, machine: Machine, reason: str) -> NovaError:
+        panic = panic_in(machine.console())
+        if panic is not None:
+            return GuestPanicked("the guest's kernel panicked", why=panic, sandbox_id=self.id)
+        return VmmCrashed("the sandbox's machine has ended", why=reason, sandbox_id=self.id)
+
+    def _start_ending(self, state: SandboxState, reason: str, *, expired: bool = False) -> None:
+        if self._ending is None:
+            self._ending = asyncio.create_task(self._finish(state, reason, expired))
+
+    async def _end(self, state: SandboxState, reason: str) -> None:
+        self._start_ending(state, reason)
+        assert self._ending is not None
+        await asyncio.shield(self._ending)
+
+    async def _finish(self, state: SandboxState, reason: str, expired: bool) -> None:
+        error = self._failure or SandboxFailed(
+            "the sandbox was ended", why=reason, sandbox_id=self.id
+        )
+        self._failure = error
+        try:
+            if state is SandboxState.STOPPED and self._machine is not None:
+                await self._machine.kill()
+            await self._close_doors(error)
+            await self._drop_machine()
+        finally:
+            self._note("failed" if state is SandboxState.FAILED else "stopped", reason=reason)
+            self.record = await asyncio.to_thread(
+                registry.bury, self.record, state, reason, expired=expired
+            )
+            self.ended.set()
+            if self.on_end is not None:
+                self.on_end(self)
+
+    async def _abandon(self, error: BaseException) -> None:
+        """Give back what a half-made sandbox holds."""
+        reason = str(error) or type(error).__name__
+        await asyncio.shield(asyncio.ensure_future(self._finish_abandoned(reason)))
+
+    async def _finish_abandoned(self, reason: str) -> None:
+        self._ending = asyncio.current_task()
+        await self._close_doors(SandboxFailed("the sandbox was never made", why=reason))
+        await self._drop_machine()
+        await asyncio.to_thread(registry.bury, self.record, SandboxState.FAILED, reason)
+        self.ended.set()
+
+    async def _close_doors(self, error: BaseException) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        for watch in self._watches:
+            watch.cancel()
+        if self._ports is not None:
+            await self._ports.close()
+        if self.channel is not None:
+            await self.channel.close(error)
+        if self._gate is not None:
+            await self._gate.close(error)
+
+    async def _drop_machine(self) -> None:
+        if self.channel is not None and self._gate is None:
+            await self.channel.close()
+        machine, self._machine = self._machine, None
+        if machine is not None:
+            await machine.kill()
+
+    def _note(self, kind: str, **detail: Any) -> None:
+        with contextlib.suppress(OSError):
+            self._events.add(kind, **detail)
+
+
+def events_of(directory: Path) -> list[Mapping[str, Any]]:
+    """A sandbox's events as plain data."""
+    return [
+        {"time": event.time, "kind": event.kind, **event.detail}
+        for event in read_events(directory / "events.jsonl")
+    ]
+
+
+def _owner_descriptor() -> int | None:
+    """A descriptor that becomes readable when this process ends.
+
+    It follows the process, not a copy of the descriptor in some child that outlives it.
+    """
+    pidfd_open = getattr(os, "pidfd_open", None)
+    return None if pidfd_open is None else int(pidfd_open(os.getpid()))

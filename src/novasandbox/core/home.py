@@ -1,0 +1,27 @@
+"""Where state and cache live: `NOVA_HOME`, else the platform's data directory."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def home() -> Path:
+    """The data directory, made with mode 0700 where it is missing."""
+    named = os.environ.get("NOVA_HOME")
+    if named:
+        path = Path(named).expanduser().absolute()
+    else:
+        from platformdirs import user_data_path
+
+        path = user_data_path("novasandbox")
+    if not path.is_dir():
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path
+
+
+def run_dir() -> Path:
+    """The folder with one directory for each sandbox."""
+    path = home() / "run"
+    path.mkdir(mode=0o700, exist_ok=True)
+    return path

@@ -1,0 +1,284 @@
+"""The keeper: one small process per user that holds the detached sandboxes.
+
+Started when first needed, gone when it has held nothing for a while. It makes sandboxes
+for others, takes over those whose holder died, and enforces their time-to-live.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from novasandbox.core import registry, sockets
+from novasandbox.core.gate import CONTROL, failure_text
+from novasandbox.core.holder import Holder
+from novasandbox.core.home import run_dir
+from novasandbox.core.hypervisor import SandboxConfig
+from novasandbox.errors import InvalidRequest, NovaError, Unavailable
+from novasandbox.guest.frames import (
+    Fields,
+    FrameError,
+    Message,
+    Parser,
+    encode,
+    encode_fields,
+)
+from novasandbox.guest.protocol import ATTACH_MAGIC, DEFAULT_WINDOW, VERSION, Frame, Tag
+
+log = logging.getLogger(__name__)
+
+_IDLE = 60.0
+_START_DEADLINE = 15.0
+# What a keeper needs of its maker's environment; all else stays out, secrets among it.
+_ENVIRONMENT = (
+    "HOME",
+    "LANG",
+    "NOVA_HOME",
+    "NOVA_KERNEL",
+    "NOVA_LOG",
+    "NOVA_MIRROR",
+    "NOVA_PROVIDER",
+    "PATH",
+    "PYTHONPATH",
+    "TMPDIR",
+    "USER",
+    "VIRTUAL_ENV",
+    "XDG_DATA_HOME",
+    "XDG_RUNTIME_DIR",
+)
+
+
+def _socket_path() -> Path:
+    return run_dir() / ".keeper.sock"
+
+
+class Keeper:
+    """Holds sandboxes until each has ended."""
+
+    def __init__(self) -> None:
+        self._holders: dict[str, Holder] = {}
+        self._making = 0
+        self._idle: asyncio.TimerHandle | None = None
+        self._stop = asyncio.Event()
+        self._adopting = asyncio.Lock()
+
+    async def run(self, ready: int | None) -> None:
+        """Serve until nothing has been held for a minute, or SIGTERM."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        server = await loop.create_unix_server(
+            lambda: _Caller(self), sock=sockets.listen(_socket_path())
+        )
+        if ready is not None:
+            os.write(ready, b"1")
+            os.close(ready)
+        await self.adopt_orphans()
+        self._rest()
+        await self._stop.wait()
+        server.close()
+        _socket_path().unlink(missing_ok=True)
+        for holder in list(self._holders.values()):
+            await holder.let_go()
+
+    async def create(self, settings: Mapping[str, Any]) -> str:
+        """Make a sandbox; gives its id."""
+        self._making += 1
+        try:
+            holder = await Holder.create(SandboxConfig(**{**settings, "detach": True}))
+        finally:
+            self._making -= 1
+            self._rest()
+        self._hold(holder)
+        return holder.id
+
+    async def adopt_orphans(self) -> None:
+        """Take over every detached sandbox that nobody holds."""
+        async with self._adopting:
+            await asyncio.to_thread(registry.collect_leftovers)
+            for record in await asyncio.to_thread(registry.records):
+                held = record.owner is not None and record.owner.alive
+                if not record.config.get("detach") or held or record.id in self._holders:
+                    continue
+                try:
+                    self._hold(await Holder.adopt(record))
+                except NovaError as error:
+                    log.warning("could not take over %s: %s", record.id, error)
+
+    def _hold(self, holder: Holder) -> None:
+        self._holders[holder.id] = holder
+        holder.on_end = self._forget
+        if holder.ended.is_set():
+            self._forget(holder)
+
+    def _forget(self, holder: Holder) -> None:
+        self._holders.pop(holder.id, None)
+        self._rest()
+
+    def _rest(self) -> None:
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+        if not self._holders and not self._making:
+            loop = asyncio.get_running_loop()
+            self._idle = loop.call_later(_IDLE, self._stop.set)
+
+
+class _Caller(asyncio.Protocol):
+    """A process that asks the keeper for something."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+        self._parser = Parser()
+        self._transport: asyncio.Transport | None = None
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        fields = [(Tag.VERSION, VERSION), (Tag.MIN_VERSION, VERSION)]
+        self._write(encode(Frame.HELLO, payload=encode_fields(fields)))
+
+    def _write(self, frame: bytes) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(frame)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for message in self._parser.feed(data):
+                self._take(message)
+        except FrameError as error:
+            self._write(encode(Frame.GOAWAY, payload=failure_text(error)))
+            if self._transport is not None:
+                self._transport.close()
+
+    def _take(self, message: Message) -> None:
+        if message.type is Frame.ATTACH:
+            fields = [(Tag.NEXT_STREAM, 1), (Tag.WINDOW, DEFAULT_WINDOW)]
+            body = ATTACH_MAGIC + message.payload[:16] + encode_fields(fields)
+            self._write(encode(Frame.ATTACHED, payload=body))
+        elif message.type is Frame.REQUEST and message.payload[:2] == CONTROL.to_bytes(2, "little"):
+            fields_ = Fields.decode(message.payload[2:])
+            self._tasks[message.stream] = asyncio.create_task(self._do(message.stream, fields_))
+        elif message.type in (Frame.RELEASE, Frame.CANCEL):
+            task = self._tasks.pop(message.stream, None)
+            if task is not None:
+                task.cancel()
+
+    async def _do(self, stream: int, fields: Fields) -> None:
+        try:
+            call = json.loads(fields.get(Tag.MESSAGE))
+            answer = {"result": await self._perform(call["name"], call["arguments"])}
+        except NovaError as error:
+            answer = {"error": error.details()}
+        except (KeyError, TypeError, ValueError) as error:
+            answer = {"error": InvalidRequest("a malformed call", why=repr(error)).details()}
+        body = (0).to_bytes(4, "little") + encode_fields([(Tag.MESSAGE, json.dumps(answer))])
+        self._write(encode(Frame.REPLY, stream, body))
+
+    async def _perform(self, name: str, arguments: dict[str, Any]) -> Any:
+        match name:
+            case "create":
+                return await self._keeper.create(arguments["settings"])
+            case "adopt":
+                return await self._keeper.adopt_orphans()
+        raise InvalidRequest(f"the keeper knows no verb {name!r}")
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        # A maker that went away takes its half-made sandbox with it.
+        for task in self._tasks.values():
+            task.cancel()
+
+
+async def ensure_keeper(*, adopt: str | None = None) -> None:
+    """Start the keeper unless one runs; with `adopt`, have it take over that sandbox."""
+    from novasandbox.core.session import RemoteChannel, call
+
+    channel = RemoteChannel(_dial_keeper, holder=os.urandom(16))
+    await channel.open(_START_DEADLINE)
+    try:
+        if adopt is not None:
+            await call(channel, "adopt")
+    finally:
+        await channel.close()
+
+
+async def create_detached(settings: Mapping[str, Any]) -> str:
+    """Have the keeper make a sandbox; gives its id. Cancelling takes it back."""
+    from novasandbox.core.session import RemoteChannel, call
+
+    channel = RemoteChannel(_dial_keeper, holder=os.urandom(16))
+    await channel.open(_START_DEADLINE)
+    try:
+        return str(await call(channel, "create", settings=dict(settings)))
+    finally:
+        await channel.close()
+
+
+async def _dial_keeper(protocol: asyncio.Protocol) -> asyncio.Transport:
+    # Several may start one at once, or meet one that is about to leave: whoever finds
+    # nobody starts it again, until the caller's deadline.
+    while True:
+        try:
+            return await sockets.dial(_socket_path(), protocol)
+        except (ConnectionRefusedError, FileNotFoundError):
+            await asyncio.to_thread(_start)
+        await asyncio.sleep(0.02)
+
+
+def _start() -> None:
+    """Start a keeper and wait until it listens; one of several starters wins."""
+    read_end, write_end = os.pipe()
+    environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    with (run_dir() / ".keeper.log").open("ab") as log_file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "novasandbox.core.keeper", str(write_end)],
+            stdin=subprocess.DEVNULL,
+            stdout=log_file,
+            stderr=log_file,
+            pass_fds=(write_end,),
+            env=environment,
+            cwd="/",
+            start_new_session=True,
+        )
+    os.close(write_end)
+    try:
+        with open(read_end, "rb", buffering=0) as pipe:
+            if not pipe.read(1) and process.wait() != 0:
+                raise Unavailable(
+                    "the keeper of detached sandboxes did not start",
+                    fix=f"Its log: {run_dir() / '.keeper.log'}",
+                )
+    finally:
+        # It is not ours to wait for: it outlives us.
+        process.returncode = process.returncode or 0
+
+
+def main(arguments: list[str]) -> None:
+    """Run as the keeper, unless another one is there already."""
+    ready = int(arguments[0]) if arguments else None
+    lock = os.open(run_dir() / ".keeper.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return
+    logging.basicConfig(
+        format="%(asctime)s %(levelname)s %(message)s",
+        level=os.environ.get("NOVA_LOG", "WARNING").upper(),
+    )
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(Keeper().run(ready))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

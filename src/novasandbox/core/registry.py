@@ -1,0 +1,272 @@
+"""The sandboxes of this user, as files: one directory and one record each.
+
+A record is written atomically at every change, so any process can list, connect, and
+collect what a killed one has left behind. What has ended leaves a small note, so that
+asking for it later is answered with how it ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from novasandbox.core.atomic import read_json, write_json
+from novasandbox.core.home import run_dir
+from novasandbox.core.hypervisor import SandboxConfig, SandboxState
+from novasandbox.core.owner import Owner
+from novasandbox.errors import (
+    InvalidRequest,
+    NameTaken,
+    SandboxExpired,
+    SandboxFailed,
+    SandboxNotFound,
+)
+
+_RECORD = "sandbox.json"
+_NOTES_KEPT = 200
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is known of a sandbox, apart from the values of its environment.
+
+    created, deadline: seconds since the epoch; deadline None: no end. owner: the process
+    that holds it. machine: what its provider needs to adopt it. token: the holder's name
+    towards the guest, 32 hex digits.
+    """
+
+    id: str
+    state: SandboxState
+    created: float
+    config: Mapping[str, Any]
+    token: str
+    deadline: float | None = None
+    owner: Owner | None = None
+    provider: str | None = None
+    accelerator: str | None = None
+    machine: Mapping[str, Any] | None = None
+    reason: str | None = None
+    expired: bool = False
+    ports: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str | None:
+        """The name that was given, if any."""
+        name = self.config.get("name")
+        return name if isinstance(name, str) else None
+
+    @property
+    def directory(self) -> Path:
+        """Its directory."""
+        return run_dir() / self.id
+
+    def as_data(self) -> dict[str, Any]:
+        """As JSON data."""
+        data = asdict(self)
+        data["state"] = self.state.value
+        data["owner"] = self.owner.as_data() if self.owner else None
+        data["format"] = _FORMAT
+        return data
+
+    @classmethod
+    def load(cls, data: Any) -> Record | None:
+        """From `as_data`'s result; None where it is none of ours."""
+        if not isinstance(data, dict) or data.get("format") != _FORMAT:
+            return None
+        known = {k: v for k, v in data.items() if k in cls.__dataclass_fields__}
+        known["state"] = SandboxState(known["state"])
+        known["owner"] = Owner.load(known.get("owner"))
+        return cls(**known)
+
+
+def config_data(config: SandboxConfig) -> dict[str, Any]:
+    """A configuration as JSON data, with the environment's values left out."""
+    data = asdict(config)
+    data["env"] = sorted(config.env)
+    return data
+
+
+def save(record: Record) -> Record:
+    """Write the record; acknowledged means on disk."""
+    write_json(record.directory / _RECORD, record.as_data())
+    return record
+
+
+def change(record: Record, **values: Any) -> Record:
+    """The record with other values, written."""
+    return save(replace(record, **values))
+
+
+def create(config: SandboxConfig, owner: Owner) -> Record:
+    """Make a directory and a record, in state CREATING. Raises NameTaken."""
+    with _lock():
+        if config.name is not None:
+            taken = next((r for r in records() if r.name == config.name), None)
+            if taken is not None:
+                raise NameTaken(
+                    f"the name {config.name!r} is taken by sandbox {taken.id}",
+                    fix=f"Choose another, or end that one: nova kill {config.name}",
+                )
+        identity = _new_id()
+        record = Record(
+            id=identity,
+            state=SandboxState.CREATING,
+            created=time.time(),
+            config=config_data(config),
+            token=secrets.token_hex(16),
+            owner=owner,
+        )
+        record.directory.mkdir(mode=0o700)
+        return save(record)
+
+
+def _new_id() -> str:
+    while True:
+        identity = secrets.token_hex(6)
+        if not (run_dir() / identity).exists():
+            return identity
+
+
+def records() -> list[Record]:
+    """Every living sandbox's record, oldest first."""
+    found = []
+    for path in run_dir().iterdir():
+        if not path.name.startswith("."):
+            record = Record.load(read_json(path / _RECORD))
+            if record is not None:
+                found.append(record)
+    return sorted(found, key=lambda record: (record.created, record.id))
+
+
+def get(identity: str) -> Record:
+    """The record of exactly this id. Raises SandboxNotFound, or how it ended."""
+    record = Record.load(read_json(run_dir() / identity / _RECORD)) if _plain(identity) else None
+    if record is None:
+        raise _missing(identity)
+    return record
+
+
+def find(id_or_name: str) -> Record:
+    """By id, by a unique start of one, or by name.
+
+    Raises SandboxNotFound, InvalidRequest (several match), or how it ended.
+    """
+    living = records()
+    for record in living:
+        if id_or_name in (record.id, record.name):
+            return record
+    matches = [r for r in living if id_or_name and r.id.startswith(id_or_name)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise InvalidRequest(
+            f"{id_or_name!r} is the start of {len(matches)} ids",
+            why=", ".join(r.id for r in matches[:5]),
+            fix="Give more of it.",
+        )
+    raise _missing(id_or_name)
+
+
+def _plain(identity: str) -> bool:
+    return bool(identity) and "/" not in identity and not identity.startswith(".")
+
+
+def _missing(id_or_name: str) -> SandboxNotFound | SandboxFailed:
+    note = _note(id_or_name)
+    if note is None:
+        return SandboxNotFound(
+            f"there is no sandbox {id_or_name!r}", fix="nova ps lists those that run."
+        )
+    if note.expired:
+        return SandboxExpired(
+            "the sandbox has ended",
+            why=note.reason,
+            fix="Make a new one; a longer timeout= keeps it longer.",
+            sandbox_id=note.id,
+        )
+    if note.state is SandboxState.FAILED:
+        return SandboxFailed("the sandbox has failed", why=note.reason, sandbox_id=note.id)
+    return SandboxNotFound(
+        "the sandbox was ended", why=note.reason, fix="Make a new one.", sandbox_id=note.id
+    )
+
+
+def _notes() -> Path:
+    path = run_dir() / ".ended"
+    path.mkdir(mode=0o700, exist_ok=True)
+    return path
+
+
+def _note(id_or_name: str) -> Record | None:
+    found = None
+    for path in _notes().glob("*.json"):
+        note = Record.load(read_json(path))
+        if (
+            note is not None
+            and id_or_name in (note.id, note.name)
+            and (found is None or note.created > found.created)
+        ):
+            found = note
+    return found
+
+
+def bury(record: Record, state: SandboxState, reason: str, *, expired: bool = False) -> Record:
+    """Remove the directory and keep a note of how the sandbox ended."""
+    ended = replace(record, state=state, reason=reason, expired=expired, machine=None)
+    notes = _notes()
+    write_json(notes / f"{record.id}.json", ended.as_data())
+    shutil.rmtree(record.directory, ignore_errors=True)
+    kept = sorted(notes.glob("*.json"), key=lambda path: path.stat().st_mtime)
+    for path in kept[:-_NOTES_KEPT]:
+        path.unlink(missing_ok=True)
+    return ended
+
+
+def collect_leftovers() -> list[Record]:
+    """End and remove what dead owners have left; gives the ended ones.
+
+    A detached sandbox whose machine lives is no leftover: the next keeper takes it.
+    """
+    collected = []
+    with _lock():
+        for record in records():
+            if record.owner is not None and record.owner.alive:
+                continue
+            machine = Owner.load(record.machine)
+            lives = machine is not None and machine.alive
+            if lives and record.config.get("detach") and record.state is not SandboxState.CREATING:
+                continue
+            if machine is not None:
+                machine.kill()
+            collected.append(bury(record, SandboxState.FAILED, "the process that held it died"))
+        _remove_strays()
+    return collected
+
+
+def _remove_strays() -> None:
+    """Directories that never got a record: their maker died at once."""
+    for path in run_dir().iterdir():
+        if path.name.startswith(".") or (path / _RECORD).exists() or not path.is_dir():
+            continue
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > 60:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _lock() -> Iterator[None]:
+    descriptor = os.open(run_dir() / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

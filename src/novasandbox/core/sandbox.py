@@ -1,0 +1,476 @@
+"""`Sandbox`: one machine as its user sees it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Awaitable, Generator, Mapping
+from dataclasses import dataclass, field, fields
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from novasandbox.core import registry
+from novasandbox.core.events import Event, read_events
+from novasandbox.core.holder import Holder
+from novasandbox.core.hypervisor import DEFAULT_TIMEOUT, SandboxConfig, SandboxState
+from novasandbox.core.keeper import create_detached, ensure_keeper
+from novasandbox.core.registry import Record
+from novasandbox.core.session import LocalSession, RemoteSession, Session
+from novasandbox.errors import SandboxFailed, SandboxNotFound
+from novasandbox.guest.client import Guest, GuestMetrics
+from novasandbox.guest.files import Files
+from novasandbox.guest.process import (
+    DEFAULT_OUTPUT_LIMIT,
+    Command,
+    ExecResult,
+    Launch,
+    OnLimit,
+    Process,
+    Processes,
+    ProcessInfo,
+    PtySize,
+    argv,
+)
+from novasandbox.guest.transfer import Refused, download, upload
+
+_List = list  # `Sandbox.list` hides the built-in inside its class.
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxInfo:
+    """A sandbox at one moment.
+
+    created, deadline: seconds since the epoch; deadline None: no end. env: the names of its
+    environment variables, never their values. ports: guest ports and where they are here.
+    """
+
+    id: str
+    name: str | None
+    state: SandboxState
+    template: str
+    provider: str | None
+    accelerator: str | None
+    vcpus: int
+    memory_mib: int
+    disk_mib: int
+    created: float
+    deadline: float | None
+    detached: bool
+    pid: int | None
+    env: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    ports: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """What a sandbox uses: `guest`, as seen inside; `machine`, what it costs the host.
+
+    machine holds `cpu_seconds`, `rss_bytes`, `pss_bytes`, `read_bytes`, `written_bytes`;
+    None where the host does not say.
+    """
+
+    guest: GuestMetrics
+    machine: Mapping[str, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Logs:
+    """console: the end of what the guest wrote to its console, the agent's words among it.
+    machine: what the hypervisor said."""
+
+    console: str
+    machine: str
+
+
+class _Creating(Awaitable["Sandbox"]):
+    """What `Sandbox.create` gives: await it, or enter it with `async with`."""
+
+    def __init__(self, config: SandboxConfig) -> None:
+        self._config = config
+        self._sandbox: Sandbox | None = None
+
+    def __await__(self) -> Generator[Any, None, Sandbox]:
+        return _create(self._config).__await__()
+
+    async def __aenter__(self) -> Sandbox:
+        self._sandbox = await _create(self._config)
+        return self._sandbox
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._sandbox is not None
+        await self._sandbox.__aexit__(kind, error, traceback)
+
+
+async def _create(config: SandboxConfig) -> Sandbox:
+    if config.detach:
+        settings = {each.name: getattr(config, each.name) for each in fields(config)}
+        settings |= {"env": dict(config.env), "metadata": dict(config.metadata)}
+        identity = await create_detached(settings)
+        return await Sandbox.connect(identity)
+    holder = await Holder.create(config)
+    return Sandbox(LocalSession(holder), holder.record)
+
+
+class Sandbox:
+    """A microVM of its own, running untrusted code.
+
+    Make one with `create`, find one with `connect`. A sandbox made with `detach=False` ends
+    with the `async with` block, with `kill`, with its time-to-live, and with this process.
+    """
+
+    def __init__(self, session: Session, record: Record) -> None:
+        """Not for users: see `create` and `connect`."""
+        self._session = session
+        self._record = record
+        self._processes = Processes(session.channel, record.id)
+        self._guest = Guest(session.channel, record.id)
+        self.files = Files(session.channel, record.id)
+
+    def __repr__(self) -> str:
+        name = f" {self.name!r}" if self.name else ""
+        return f"<Sandbox {self.id}{name}>"
+
+    # Making and finding.
+
+    @staticmethod
+    def create(
+        template: str | None = None,
+        *,
+        image: str | None = None,
+        snapshot: str | None = None,
+        vcpus: int = 1,
+        memory_mib: int = 256,
+        disk_mib: int = 2048,
+        user: str | None = None,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        name: str | None = None,
+        timeout: float | None = DEFAULT_TIMEOUT,
+        on_timeout: Literal["kill"] = "kill",
+        network: None = None,
+        provider: str = "auto",
+        detach: bool = False,
+    ) -> _Creating:
+        """A running sandbox; await it, or use it in `async with`.
+
+        template: `debian-python` unless named. memory_mib, disk_mib: MiB. user, cwd, env: for
+        every command, unless the command says otherwise. timeout: its life in seconds; None:
+        no end. detach: it outlives this process, until its timeout or `kill`.
+
+        Raises InvalidConfig, TemplateNotFound, NameTaken; Unavailable kinds (a provider, a
+        download or host resources are missing); BootFailed, GuestPanicked. Whatever happens,
+        nothing half-made is left.
+        """
+        return _Creating(
+            SandboxConfig(
+                template=template,
+                image=image,
+                snapshot=snapshot,
+                vcpus=vcpus,
+                memory_mib=memory_mib,
+                disk_mib=disk_mib,
+                user=user,
+                cwd=cwd,
+                env=dict(env or {}),
+                metadata=dict(metadata or {}),
+                name=name,
+                timeout=timeout,
+                on_timeout=on_timeout,
+                network=network,
+                provider=provider,
+                detach=detach,
+            )
+        )
+
+    @classmethod
+    async def connect(cls, id_or_name: str) -> Self:
+        """The same sandbox from any process of this user; its lifetime is not changed.
+
+        id_or_name: an id, a unique start of one, or a name. Raises SandboxNotFound, or how it
+        ended (SandboxExpired, SandboxFailed).
+        """
+        record = registry.find(id_or_name)
+        try:
+            session = await RemoteSession.connect(record)
+        except OSError as error:
+            if record.config.get("detach"):
+                await ensure_keeper(adopt=record.id)
+                session = await RemoteSession.connect(registry.get(record.id))
+            else:
+                registry.collect_leftovers()
+                registry.get(record.id)
+                raise SandboxNotFound(
+                    "the process that holds the sandbox does not answer",
+                    why=str(error),
+                    sandbox_id=record.id,
+                ) from error
+        return cls(session, record)
+
+    @staticmethod
+    async def list(
+        *,
+        metadata: Mapping[str, str] | None = None,
+        state: SandboxState | None = None,
+    ) -> list[SandboxInfo]:
+        """This user's living sandboxes, oldest first.
+
+        metadata: only those that have all of these labels. state: only those in it.
+        """
+        registry.collect_leftovers()
+        found = [_info(record) for record in registry.records()]
+        wanted = dict(metadata or {}).items()
+        return [
+            info
+            for info in found
+            if wanted <= dict(info.metadata).items() and state in (None, info.state)
+        ]
+
+    # What it is.
+
+    @property
+    def id(self) -> str:
+        """Twelve hex digits, its own for ever."""
+        return self._record.id
+
+    @property
+    def name(self) -> str | None:
+        """The name it was given."""
+        return self._record.name
+
+    @property
+    def state(self) -> SandboxState:
+        """Where it is in its life, as far as this process knows."""
+        try:
+            return self._session.record().state
+        except SandboxFailed:
+            return SandboxState.FAILED
+        except SandboxNotFound:
+            return SandboxState.STOPPED
+
+    @property
+    def config(self) -> SandboxConfig:
+        """What it was made with; the values of `env` are not shown."""
+        data = dict(self._record.config)
+        data["env"] = dict.fromkeys(data["env"], "***")
+        return SandboxConfig(**data)
+
+    async def info(self) -> SandboxInfo:
+        """It at this moment. Raises how it ended, when it has."""
+        return _info(self._session.record())
+
+    # Running things in it.
+
+    async def exec(
+        self,
+        command: Command,
+        *,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | None = None,
+        stdin: bytes | str | None = None,
+        timeout: float | None = None,
+        check: bool = False,
+        output_limit: int = DEFAULT_OUTPUT_LIMIT,
+        on_limit: OnLimit = "tail",
+    ) -> ExecResult:
+        """Run a command to its end.
+
+        command: text goes through `/bin/sh -c`, a list is run as it is. stdin: all of its
+        input; without it the command sees end-of-file at once. timeout: seconds, after which
+        its whole process tree is ended. check: raise CommandFailed unless it exits with 0.
+        output_limit: bytes kept of each stream, of its end; on_limit="error" ends the command
+        instead. A cancelled call ends the command.
+
+        Raises CommandNotStarted, CommandFailed, OperationTimeout (with the output so far),
+        OutputLimitExceeded; the SandboxFailed kinds when the sandbox is gone.
+        """
+        launch = Launch(
+            argv(command),
+            cwd=cwd,
+            env=env,
+            user=user,
+            timeout=timeout,
+            stdin=stdin is not None,
+            output_limit=output_limit,
+            on_limit=on_limit,
+        )
+        data = stdin.encode() if isinstance(stdin, str) else stdin
+        return await self._processes.run(launch, data, check)
+
+    async def start(
+        self,
+        command: Command,
+        *,
+        pty: PtySize | bool | tuple[int, int] | None = None,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | None = None,
+        timeout: float | None = None,
+        name: str | None = None,
+        background: bool = True,
+        output_limit: int = DEFAULT_OUTPUT_LIMIT,
+        on_limit: OnLimit = "tail",
+    ) -> Process:
+        """Start a command and return while it runs; it lives on in the background.
+
+        pty: give it a terminal: True (24 by 80), a PtySize, or (rows, cols); stdout and stderr
+        are then one stream. background: False, and it ends with this process's connection.
+        The rest is as in `exec`. Raises CommandNotStarted.
+        """
+        launch = Launch(
+            argv(command),
+            cwd=cwd,
+            env=env,
+            user=user,
+            timeout=timeout,
+            stdin=True,
+            pty=_pty(pty),
+            background=background,
+            name=name,
+            output_limit=output_limit,
+            on_limit=on_limit,
+        )
+        return await self._processes.start(launch)
+
+    async def processes(self) -> _List[ProcessInfo]:
+        """What `start` began and nobody has waited for, ended ones included."""
+        return await self._processes.list()
+
+    async def attach(self, pid: int) -> Process:
+        """A handle on what `start` began, with the output it still holds.
+
+        Raises ProcessNotFound.
+        """
+        return await self._processes.attach(pid)
+
+    # Moving trees.
+
+    async def upload(self, local: str | os.PathLike[str], remote: str) -> _List[Refused]:
+        """Copy a file or tree into the sandbox; modes and links are kept.
+
+        Returns what could not be copied, and why: sockets, devices, unreadable files.
+        """
+        return await upload(self.files, local, remote)
+
+    async def download(self, remote: str, local: str | os.PathLike[str]) -> _List[Refused]:
+        """Copy a file or tree out of the sandbox; modes and links are kept.
+
+        The guest is not trusted: nothing outside `local` is touched, whatever names and links
+        it makes. Returns what was refused, and why.
+        """
+        return await download(self.files, remote, local)
+
+    # Its life.
+
+    async def set_timeout(self, seconds: float | None) -> None:
+        """Let it live `seconds` from now; None: no end."""
+        await self._session.control("set_timeout", seconds=seconds)
+
+    async def pause(self) -> None:
+        """Stop its vCPUs; memory is kept. Raises IllegalTransition unless it runs."""
+        await self._session.control("pause")
+
+    async def resume(self) -> None:
+        """Let its vCPUs run again, with the clock set right. Raises IllegalTransition."""
+        await self._session.control("resume")
+
+    async def kill(self) -> None:
+        """End it now and give back all it held. Harmless when it has ended already."""
+        # It may have ended meanwhile, or by this very call.
+        with contextlib.suppress(SandboxFailed, SandboxNotFound):
+            await self._session.control("kill")
+        await self._session.close()
+
+    async def close(self) -> None:
+        """Let go of this handle. A sandbox that another process holds goes on."""
+        await self._session.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Kill it, unless it is detached."""
+        if self._record.config.get("detach") or isinstance(self._session, RemoteSession):
+            await self.close()
+        else:
+            await self.kill()
+
+    # Looking at it.
+
+    async def expose(self, port: int, host_port: int = 0) -> str:
+        """Open a port of this host's loopback that reaches the guest's; gives `host:port`.
+
+        host_port: 0 lets the host choose. It lasts as long as the sandbox. Raises
+        HostResourceExhausted when `host_port` is taken.
+        """
+        return str(await self._session.control("expose", port=port, host_port=host_port))
+
+    async def unexpose(self, port: int) -> None:
+        """Close what `expose` opened."""
+        await self._session.control("unexpose", port=port)
+
+    async def metrics(self) -> Metrics:
+        """What it uses, seen from inside and from the host."""
+        guest = await self._guest.metrics()
+        return Metrics(guest=guest, machine=await self._session.control("metrics"))
+
+    async def logs(self) -> Logs:
+        """The end of its console's and its machine's log, at most 128 KiB each."""
+        directory = self._record.directory
+        texts = []
+        for name in ("console.log", "vmm.log"):
+            path = directory / name
+            data = path.read_bytes()[-131_072:] if path.exists() else b""
+            texts.append(data.decode("utf-8", "replace"))
+        return Logs(*texts)
+
+    async def events(self) -> _List[Event]:
+        """What happened to it, oldest first."""
+        return read_events(self._record.directory / "events.jsonl")
+
+    async def ping(self) -> float:
+        """Seconds for a round trip to the guest."""
+        return await self._guest.ping()
+
+
+def _pty(pty: PtySize | bool | tuple[int, int] | None) -> PtySize | None:
+    if pty is None or pty is False:
+        return None
+    if pty is True:
+        return PtySize()
+    return pty if isinstance(pty, PtySize) else PtySize(*pty)
+
+
+def _info(record: Record) -> SandboxInfo:
+    config = record.config
+    machine = record.machine or {}
+    return SandboxInfo(
+        id=record.id,
+        name=record.name,
+        state=record.state,
+        template=config["template"] or "debian-python",
+        provider=record.provider,
+        accelerator=record.accelerator,
+        vcpus=config["vcpus"],
+        memory_mib=config["memory_mib"],
+        disk_mib=config["disk_mib"],
+        created=record.created,
+        deadline=record.deadline,
+        detached=bool(config.get("detach")),
+        pid=machine.get("pid"),
+        env=tuple(config["env"]),
+        metadata=dict(config["metadata"]),
+        ports={int(p): f"127.0.0.1:{host}" for p, host in record.ports.items()},
+    )

@@ -1,0 +1,181 @@
+"""How a `Sandbox` reaches its holder: in this process, or through the holder's socket."""
+
+from __future__ import annotations
+
+import abc
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from novasandbox.core import registry, sockets
+from novasandbox.core.gate import ADOPT, CONTROL, perform
+from novasandbox.core.holder import Holder
+from novasandbox.core.registry import Record
+from novasandbox.errors import GuestUnreachable, NovaError, OutcomeUnknown, from_details
+from novasandbox.guest.channel import Channel, Passenger
+from novasandbox.guest.frames import Fields, Message, encode, encode_fields
+from novasandbox.guest.protocol import Frame, Tag
+from novasandbox.guest.stream import Stream
+
+_DIAL_DEADLINE = 10.0
+
+
+class Session(abc.ABC):
+    """A way to a sandbox's guest and to its holder."""
+
+    channel: Channel
+
+    @abc.abstractmethod
+    async def control(self, verb: str, **arguments: Any) -> Any:
+        """Ask the holder for one of its verbs."""
+
+    @abc.abstractmethod
+    def record(self) -> Record:
+        """The newest that is known. Raises how the sandbox ended, when it has."""
+
+    @abc.abstractmethod
+    async def close(self) -> None:
+        """Let go of the sandbox; it goes on."""
+
+
+class LocalSession(Session):
+    """This process is the holder."""
+
+    def __init__(self, holder: Holder) -> None:
+        assert holder.channel is not None
+        self._holder = holder
+        self.channel = holder.channel
+
+    async def control(self, verb: str, **arguments: Any) -> Any:
+        return await perform(self._holder, verb, arguments)
+
+    def record(self) -> Record:
+        return self._holder.record
+
+    async def close(self) -> None:
+        return None
+
+
+class RemoteChannel(Channel):
+    """A channel to a holder, which may die and be followed by another."""
+
+    def goodbye(self, payload: bytes) -> Exception:
+        """The holder says why, as data: the same error is raised here."""
+        try:
+            return from_details(json.loads(payload))
+        except (ValueError, TypeError, KeyError):
+            text = payload[:200].decode("utf-8", "replace")
+            return GuestUnreachable("the sandbox's holder closed the connection", why=text)
+
+    def received(self, message: Message) -> None:
+        """A holder may answer for the guest, as for one that is paused."""
+        if message.type is Frame.REPLY:
+            failure = Fields.decode(message.payload[4:]).get(Tag.FAILURE)
+            stream = self.stream(message.stream)
+            if failure and stream is not None:
+                stream.fail(from_details(json.loads(failure)))
+                return
+        super().received(message)
+
+    def resume_frame(self, stream: Passenger) -> bytes:
+        """A new holder knows none of our numbers: it is told the guest's."""
+        assert isinstance(stream, Stream)
+        if stream.request is not None and not stream.state.done():
+            stream.fail(
+                OutcomeUnknown(
+                    "the sandbox's holder died while a request was under way",
+                    why="it may or may not have run",
+                )
+            )
+            return b""
+        first, second = stream.restart()
+        fields = encode_fields(
+            [
+                (Tag.STREAM, stream.guest_id),
+                (Tag.FIRST1, first),
+                (Tag.FIRST2, second),
+            ]
+        )
+        return encode(Frame.REQUEST, stream.id, ADOPT.to_bytes(2, "little") + fields)
+
+
+class RemoteSession(Session):
+    """Another process is the holder."""
+
+    def __init__(self, identity: str, channel: RemoteChannel) -> None:
+        self._id = identity
+        self.channel = channel
+
+    @classmethod
+    async def connect(cls, record: Record) -> RemoteSession:
+        """Reach the holder of a sandbox. Raises OSError where nobody holds it."""
+        path = record.directory / "api.sock"
+        channel = RemoteChannel(
+            _Dial(path, record.id),
+            holder=os.urandom(16),
+            on_lost=_Loss(record.id),
+        )
+        await channel.open(_DIAL_DEADLINE)
+        return cls(record.id, channel)
+
+    async def control(self, verb: str, **arguments: Any) -> Any:
+        return await call(self.channel, verb, **arguments)
+
+    def record(self) -> Record:
+        return registry.get(self._id)
+
+    async def close(self) -> None:
+        await self.channel.close()
+
+
+async def call(channel: Channel, verb: str, **arguments: Any) -> Any:
+    """A CONTROL request. Raises the error that the other end raised."""
+    text = json.dumps({"name": verb, "arguments": arguments})
+    stream = channel.request(CONTROL, [(Tag.MESSAGE, text)])
+    try:
+        reply = await stream.result()
+    finally:
+        stream.release()
+    answer = json.loads(reply.fields.get(Tag.MESSAGE))
+    if "error" in answer:
+        raise from_details(answer["error"])
+    return answer["result"]
+
+
+class _Dial:
+    """Dials the holder's socket; when a detached sandbox has lost its holder, a new one."""
+
+    def __init__(self, path: Path, identity: str) -> None:
+        self._path = path
+        self._id = identity
+
+    async def __call__(self, protocol: Any) -> Any:
+        try:
+            return await sockets.dial(self._path, protocol)
+        except (ConnectionRefusedError, FileNotFoundError):
+            record = registry.get(self._id)
+            if not record.config.get("detach"):
+                raise
+        from novasandbox.core.keeper import ensure_keeper
+
+        await ensure_keeper(adopt=self._id)
+        return await sockets.dial(self._path, protocol)
+
+
+class _Loss:
+    """What to say when the holder cannot be reached any more: how the sandbox ended."""
+
+    def __init__(self, identity: str) -> None:
+        self._id = identity
+
+    async def __call__(self, reason: BaseException) -> NovaError:
+        if isinstance(reason, NovaError):
+            return reason
+        try:
+            registry.get(self._id)
+        except NovaError as ended:
+            return ended
+        return GuestUnreachable(
+            "the process that holds the sandbox is gone", why=str(reason), sandbox_id=self._id
+        )
