@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from novasandbox.core import sockets
-from novasandbox.errors import InvalidRequest, NovaError
+from novasandbox.errors import InvalidRequest, NovaError, OperationFailed
 from novasandbox.guest.frames import (
     Fields,
     FrameError,
@@ -46,6 +46,7 @@ CONTROL = 0x8001
 ADOPT = 0x8002
 # A client that does not read its socket is dropped before it costs much memory.
 _BACKLOG_LIMIT = 8 * 2**20
+_FAREWELL = 1.0
 
 
 class Gate:
@@ -66,11 +67,17 @@ class Gate:
     def _client(self) -> _Client:
         return _Client(self._holder, self._clients)
 
-    async def close(self, error: BaseException) -> None:
-        """Stop listening, and tell every client why."""
+    async def close(self, error: BaseException | None) -> None:
+        """Stop listening, let calls under way end, and tell every client why.
+
+        error: None says nothing, so that clients look for the next holder.
+        """
         if self._server is not None:
             self._server.close()
         self._path.unlink(missing_ok=True)
+        tasks = {task for client in self._clients for task in client.tasks}
+        if tasks:
+            await asyncio.wait(tasks, timeout=_FAREWELL)
         for client in list(self._clients):
             client.dismiss(error)
 
@@ -120,7 +127,7 @@ class _Forwarded:
         """The connection to the guest is lost for good."""
         if not self.finished:
             self.finished = True
-            self._client.dismiss(error)
+            self._client.fail(self._own, error)
 
 
 class _Client(asyncio.Protocol):
@@ -133,7 +140,7 @@ class _Client(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._attached = False
         self._streams: dict[int, _Forwarded] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -153,10 +160,17 @@ class _Client(asyncio.Protocol):
             log.warning("a client of %s does not read; dropped", self._holder.id)
             self._transport.abort()
 
-    def dismiss(self, error: BaseException) -> None:
-        """Tell the client why, and close."""
+    def fail(self, stream: int, error: BaseException) -> None:
+        """End one stream with an error of the holder's."""
+        body = errno.EIO.to_bytes(4, "little")
+        body += encode_fields([(Tag.FAILURE, failure_text(error))])
+        self.write(encode(Frame.REPLY, stream, body))
+
+    def dismiss(self, error: BaseException | None) -> None:
+        """Tell the client why, if there is a reason, and close."""
         if self._transport is not None and not self._transport.is_closing():
-            self.write(encode(Frame.GOAWAY, payload=failure_text(error)))
+            if error is not None:
+                self.write(encode(Frame.GOAWAY, payload=failure_text(error)))
             self._transport.close()
 
     def data_received(self, data: bytes) -> None:
@@ -206,8 +220,8 @@ class _Client(asyncio.Protocol):
         fields = Fields.decode(message.payload[2:])
         if op == CONTROL:
             task = asyncio.create_task(self._control(message.stream, fields))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
         elif op == ADOPT:
             self._adopt(message.stream, fields)
         else:
@@ -219,10 +233,7 @@ class _Client(asyncio.Protocol):
         try:
             number = channel.reserve()
         except NovaError as error:
-            failure = encode_fields([(Tag.FAILURE, json.dumps(error.details()))])
-            self.write(
-                encode(Frame.REPLY, message.stream, errno.EAGAIN.to_bytes(4, "little") + failure)
-            )
+            self.fail(message.stream, error)
             return
         frame = encode(Frame.REQUEST, number, message.payload)
         stream = _Forwarded(self, message.stream, number, frame)
@@ -264,10 +275,14 @@ class _Client(asyncio.Protocol):
 
 
 def failure_text(error: BaseException) -> bytes:
-    """An error as the payload of GOAWAY: JSON, so that the client raises the same."""
-    if isinstance(error, NovaError):
-        return json.dumps(error.details()).encode()[:4000]
-    return str(error).encode()[:4000]
+    """An error as JSON, so that the client raises the same."""
+    if not isinstance(error, NovaError):
+        error = OperationFailed("the sandbox's holder failed", why=repr(error))
+    details = error.details()
+    for key in ("what", "why", "fix"):
+        if details[key] is not None:
+            details[key] = details[key][:4000]
+    return json.dumps(details).encode()
 
 
 async def perform(holder: Holder, name: str, arguments: dict[str, Any]) -> Any:

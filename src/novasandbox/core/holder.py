@@ -20,6 +20,7 @@ from novasandbox.core import provider_choice, registry
 from novasandbox.core.booting import boot
 from novasandbox.core.console import panic_in
 from novasandbox.core.events import EventLog, read_events
+from novasandbox.core.exhaustion import host_limits
 from novasandbox.core.gate import Gate
 from novasandbox.core.hypervisor import (
     Machine,
@@ -65,6 +66,7 @@ class Holder:
         self._timer: asyncio.TimerHandle | None = None
         self._watches: list[asyncio.Task[None]] = []
         self._ending: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._failure: NovaError | None = None
         self._events = EventLog(record.directory / "events.jsonl")
         self.ended = asyncio.Event()
@@ -79,6 +81,11 @@ class Holder:
         Raises InvalidConfig, TemplateNotFound, NameTaken, Unavailable kinds, BootFailed,
         GuestPanicked.
         """
+        with host_limits():
+            return await cls._create(config)
+
+    @classmethod
+    async def _create(cls, config: SandboxConfig) -> Holder:
         await asyncio.to_thread(registry.collect_leftovers)
         provider, probe = await provider_choice.choose(config.provider)
         with await prepare(config) as prepared:
@@ -263,6 +270,8 @@ class Holder:
 
     async def let_go(self) -> None:
         """Stop holding without ending it: the next holder takes over."""
+        if self._gate is not None:
+            await self._gate.close(None)
         await self._close_doors(GuestUnreachable("the holder has let go", sandbox_id=self.id))
         if self._machine is not None:
             await self._machine.let_go()
@@ -384,6 +393,9 @@ class Holder:
             self.record = await asyncio.to_thread(
                 registry.bury, self.record, state, reason, expired=expired
             )
+            if self._gate is not None:
+                # Apart, since a call of `kill` through the gate waits for this very task.
+                self._closing = asyncio.create_task(self._gate.close(error))
             self.ended.set()
             if self.on_end is not None:
                 self.on_end(self)
@@ -395,7 +407,10 @@ class Holder:
 
     async def _finish_abandoned(self, reason: str) -> None:
         self._ending = asyncio.current_task()
-        await self._close_doors(SandboxFailed("the sandbox was never made", why=reason))
+        failure = SandboxFailed("the sandbox was never made", why=reason)
+        await self._close_doors(failure)
+        if self._gate is not None:
+            await self._gate.close(failure)
         await self._drop_machine()
         await asyncio.to_thread(registry.bury, self.record, SandboxState.FAILED, reason)
         self.ended.set()
@@ -409,8 +424,6 @@ class Holder:
             await self._ports.close()
         if self.channel is not None:
             await self.channel.close(error)
-        if self._gate is not None:
-            await self._gate.close(error)
 
     async def _drop_machine(self) -> None:
         if self.channel is not None and self._gate is None:

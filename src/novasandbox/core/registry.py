@@ -239,17 +239,24 @@ def collect_leftovers() -> list[Record]:
     collected = []
     with _lock():
         for record in records():
-            if record.owner is not None and record.owner.alive:
+            if not is_leftover(record):
                 continue
             machine = Owner.load(record.machine)
-            lives = machine is not None and machine.alive
-            if lives and record.config.get("detach") and record.state is not SandboxState.CREATING:
-                continue
             if machine is not None:
                 machine.kill()
             collected.append(bury(record, SandboxState.FAILED, "the process that held it died"))
         _remove_strays()
     return collected
+
+
+def is_leftover(record: Record) -> bool:
+    """Whether its holder died, and no keeper can take it over."""
+    if record.owner is not None and record.owner.alive:
+        return False
+    machine = Owner.load(record.machine)
+    lives = machine is not None and machine.alive
+    waits = record.config.get("detach") and record.state is not SandboxState.CREATING
+    return not (lives and waits)
 
 
 def _remove_strays() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
-from collections.abc import Awaitable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from dataclasses import dataclass, field, fields
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -196,7 +197,7 @@ class Sandbox:
         id_or_name: an id, a unique start of one, or a name. Raises SandboxNotFound, or how it
         ended (SandboxExpired, SandboxFailed).
         """
-        record = registry.find(id_or_name)
+        record = await asyncio.to_thread(registry.find, id_or_name)
         try:
             session = await RemoteSession.connect(record)
         except OSError as error:
@@ -204,7 +205,7 @@ class Sandbox:
                 await ensure_keeper(adopt=record.id)
                 session = await RemoteSession.connect(registry.get(record.id))
             else:
-                registry.collect_leftovers()
+                await asyncio.to_thread(registry.collect_leftovers)
                 registry.get(record.id)
                 raise SandboxNotFound(
                     "the process that holds the sandbox does not answer",
@@ -223,8 +224,8 @@ class Sandbox:
 
         metadata: only those that have all of these labels. state: only those in it.
         """
-        registry.collect_leftovers()
-        found = [_info(record) for record in registry.records()]
+        await asyncio.to_thread(registry.collect_leftovers)
+        found = [_info(record) for record in await asyncio.to_thread(registry.records)]
         wanted = dict(metadata or {}).items()
         return [
             info
@@ -352,20 +353,36 @@ class Sandbox:
 
     # Moving trees.
 
-    async def upload(self, local: str | os.PathLike[str], remote: str) -> _List[Refused]:
+    async def upload(
+        self,
+        local: str | os.PathLike[str],
+        remote: str,
+        *,
+        progress: Callable[[int], None] | None = None,
+    ) -> _List[Refused]:
         """Copy a file or tree into the sandbox; modes and links are kept.
+
+        progress: told the size of each piece, in bytes, when it has been copied.
 
         Returns what could not be copied, and why: sockets, devices, unreadable files.
         """
-        return await upload(self.files, local, remote)
+        return await upload(self.files, local, remote, progress)
 
-    async def download(self, remote: str, local: str | os.PathLike[str]) -> _List[Refused]:
+    async def download(
+        self,
+        remote: str,
+        local: str | os.PathLike[str],
+        *,
+        progress: Callable[[int], None] | None = None,
+    ) -> _List[Refused]:
         """Copy a file or tree out of the sandbox; modes and links are kept.
+
+        progress: told the size of each piece, in bytes, when it has been copied.
 
         The guest is not trusted: nothing outside `local` is touched, whatever names and links
         it makes. Returns what was refused, and why.
         """
-        return await download(self.files, remote, local)
+        return await download(self.files, remote, local, progress)
 
     # Its life.
 

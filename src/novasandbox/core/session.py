@@ -60,6 +60,8 @@ class LocalSession(Session):
 class RemoteChannel(Channel):
     """A channel to a holder, which may die and be followed by another."""
 
+    direct = False
+
     def goodbye(self, payload: bytes) -> Exception:
         """The holder says why, as data: the same error is raised here."""
         try:

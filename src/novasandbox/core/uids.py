@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import os
 import random
 import struct
@@ -82,7 +83,7 @@ def lease(store: Path = _STORE) -> UidLease:
     try:
         # From anywhere, so that a uid is not used again right after its machine died.
         start = random.randint(first, last)  # noqa: S311
-        for uid in (*range(start, last + 1), *range(first, start)):
+        for uid in itertools.chain(range(start, last + 1), range(first, start)):
             if _lock(descriptor, uid):
                 return UidLease(uid, descriptor)
     except BaseException:

@@ -45,7 +45,7 @@ def check() -> list[Finding]:
     # Landlock is the wall behind the room: only without a room does its absence weigh.
     needless = {"landlock"} if parts["room"]["given"] else set()
     lost = [n for n in _TITLES if not parts[n]["given"] and n not in needless]
-    findings = [Finding("jail", "ok" if not lost else "warn", "QEMU gets " + ", ".join(given))]
+    findings = [Finding("jail", "ok", "QEMU gets " + ", ".join(given))]
     findings += [_missing(name, parts[name]["why"]) for name in lost]
     return [*findings, *_uid_findings(), *_cgroup_findings()]
 
@@ -160,11 +160,12 @@ def _cgroup_findings() -> list[Finding]:
     lost = cgroups.missing(places)
     if not lost:
         return [Finding("jail: cgroup limits", "ok", "memory, processes and CPU time are limited")]
-    fix = (
-        "Boot with systemd.unified_cgroup_hierarchy=1"
-        if os.geteuid() == 0
-        else "systemd-run --user --scope -p Delegate=yes $SHELL, and start from there"
-    )
+    if os.geteuid() == 0:
+        fix = "Boot with systemd.unified_cgroup_hierarchy=1"
+    elif Path("/run/systemd/system").exists():
+        fix = "systemd-run --user --scope -p Delegate=yes $SHELL, and start from there"
+    else:
+        fix = "Run as root, or have a cgroup delegated to you."
     why = (
         f"this host lets us limit neither {' nor '.join(lost)}"
         if len(lost) > 1

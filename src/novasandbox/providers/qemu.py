@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sys
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,12 @@ class QemuHypervisor(BaseHypervisor):
     name = "qemu"
 
     async def probe(self) -> Probe:
+        if sys.platform != "linux":
+            return Probe(
+                False,
+                "the jail around QEMU is made of Linux's namespaces, and this is another system",
+                fix="Run it on Linux; a virtual machine will do, with or without KVM.",
+            )
         try:
             program = await find_program()
         except ProviderUnavailable as error:
