@@ -93,7 +93,7 @@ static void die_with_supervisor(int go)
 		_exit(EXIT_OURS);
 }
 
-void child_run(const struct options *o, const struct child_fds *fds, unsigned long made)
+void child_run(struct options *o, const struct child_fds *fds, unsigned long made)
 {
 	report_to(fds->notes);
 	wait_for_go(fds->go);

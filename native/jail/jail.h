@@ -48,6 +48,7 @@ struct bind {
 	const char *dest;
 	enum access access;
 	bool is_directory;
+	bool is_made; /* a device node, made and not bound */
 };
 
 struct limit {
@@ -139,7 +140,7 @@ unsigned long namespaces_possible(unsigned long wanted); /* reports each one tha
 void namespaces_map_ids(pid_t child, const struct options *o);
 
 /* room.c */
-bool room_build(const struct options *o); /* false: there is none, and that was reported */
+bool room_build(struct options *o); /* false: there is none, and that was reported */
 bool room_missing(const char *why, int error);
 int room_trial(void);
 
@@ -165,7 +166,7 @@ struct child_fds {
 	int output; /* stdout and stderr, or -1 */
 	int console[MAX_CONSOLES];
 };
-_Noreturn void child_run(const struct options *o, const struct child_fds *fds, unsigned long made);
+_Noreturn void child_run(struct options *o, const struct child_fds *fds, unsigned long made);
 
 /* supervisor.c */
 int supervise(struct options *o);
@@ -179,6 +180,7 @@ void cgroups_leave(struct options *o);
 struct log;
 struct log *log_open(const char *path, int source_fd);
 int log_source(const struct log *l);
+bool log_may_take(struct log *l); /* false: it has had its share for now */
 bool log_copy(struct log *l); /* false at the end of the source */
 void log_drain(struct log *l);
 

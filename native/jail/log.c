@@ -1,5 +1,6 @@
-/* A log that keeps the end of what was written: the last 64 to 128 KiB. A guest
- * that prints without end fills no disk and waits for nobody. */
+/* A log that keeps the end of what was written: the last 64 to 128 KiB, taken at
+ * 4 MiB a second at most. A guest that prints without end fills no disk and
+ * costs the host little; it waits. */
 #define _GNU_SOURCE
 #include "jail.h"
 
@@ -9,9 +10,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
-enum { KEPT = 64 * 1024, LARGEST = 2 * KEPT, PIECE = 16 * 1024, DRAINED = 1024 * 1024 };
+enum { KEPT = 64 * 1024, LARGEST = 2 * KEPT, PIECE = 16 * 1024, DRAINED = 1024 * 1024, PER_MS = 4 * 1024, BURST = 1024 * 1024 };
 
 struct log {
 	int source;
@@ -21,6 +23,8 @@ struct log {
 	char next_name[NAME_MAX + 8];
 	size_t size;        /* of the file */
 	size_t total;       /* bytes ever seen, so total % KEPT is where the ring goes on */
+	long budget;        /* bytes that may be taken now */
+	uint64_t budget_ms; /* when that was reckoned */
 	char ring[KEPT];
 };
 
@@ -61,6 +65,20 @@ struct log *log_open(const char *path, int source_fd)
 int log_source(const struct log *l)
 {
 	return l->source;
+}
+
+bool log_may_take(struct log *l)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	uint64_t ms = (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+	uint64_t passed = ms - l->budget_ms < BURST / PER_MS ? ms - l->budget_ms : BURST / PER_MS;
+	l->budget += (long)passed * PER_MS;
+	if (l->budget > BURST)
+		l->budget = BURST;
+	l->budget_ms = ms;
+	return l->budget > 0;
 }
 
 /* A full disk loses log lines and nothing else. */
@@ -128,6 +146,7 @@ bool log_copy(struct log *l)
 		return errno == EAGAIN || errno == EINTR;
 	if (n == 0)
 		return false;
+	l->budget -= n;
 	remember(l, piece, (size_t)n);
 	if (l->size + (size_t)n > LARGEST)
 		start_over(l);

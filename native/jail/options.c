@@ -101,6 +101,8 @@ static void add_bind(struct options *o, const char *source, const char *dest, en
 		bad("not an absolute path", source);
 	if (dest[0] != '/' || dest[1] == '\0')
 		bad("not an absolute path below /", dest);
+	if (access == DEVICE && strncmp(dest, "/dev/", 5) != 0)
+		bad("not a device below /dev", dest);
 	/* A ".." would let a destination climb out of the room while it is built. */
 	for (const char *p = dest; (p = strstr(p, "/..")) != NULL; p += 3)
 		if (p[3] == '/' || p[3] == '\0')

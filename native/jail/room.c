@@ -22,10 +22,11 @@
  * comes from: what lies below it is out of sight while the room is built. */
 static const char *const bases[] = {"/sys", "/mnt", "/srv", "/opt", "/proc"};
 
-static const struct bind devices[] = {
-	{"/dev/null", "/dev/null", DEVICE, false},
-	{"/dev/urandom", "/dev/urandom", DEVICE, false},
+static struct bind devices[] = {
+	{.source = "/dev/null", .dest = "/dev/null", .access = DEVICE},
+	{.source = "/dev/urandom", .dest = "/dev/urandom", .access = DEVICE},
 };
+static const size_t devices_len = sizeof devices / sizeof *devices;
 
 static bool is_below(const char *path, const char *folder)
 {
@@ -69,10 +70,21 @@ static int make_parents(char *path, size_t base_len)
 	return 0;
 }
 
+static int make_parents_of(const char *base, const char *dest)
+{
+	char path[PATH_MAX];
+
+	if (!inside(path, base, dest))
+		return errno = ENAMETOOLONG, -1;
+	return make_parents(path, strlen(base));
+}
+
 static int make_place(const char *base, const struct bind *b)
 {
 	char path[PATH_MAX];
 
+	if (b->is_made)
+		return 0;
 	if (!inside(path, base, b->dest))
 		return errno = ENAMETOOLONG, -1;
 	if (b->is_directory) {
@@ -90,10 +102,53 @@ static int make_place(const char *base, const struct bind *b)
 	return close(fd);
 }
 
+/* With an own uid a device gets a node of its own, that this uid may open: the
+ * host's /dev/kvm is often for root, or for a group, alone. */
+static int make_node(const char *base, struct bind *b, const struct options *o)
+{
+	char path[PATH_MAX];
+	struct stat st;
+
+	if (stat(b->source, &st) != 0)
+		return -1;
+	if (!inside(path, base, b->dest))
+		return errno = ENAMETOOLONG, -1;
+	if (mknod(path, (st.st_mode & S_IFMT) | 0600, st.st_rdev) != 0)
+		return -1;
+	b->is_made = true;
+	return chown(path, o->uid, o->gid);
+}
+
+/* A mount of its own, as the room's others take no devices. */
+static bool make_nodes(const char *base, struct options *o)
+{
+	char path[PATH_MAX];
+
+	if (!o->has_uid || !inside(path, base, "/dev") || mkdir(path, 0755) != 0)
+		return false;
+	if (mount("dev", path, "tmpfs", MS_NOSUID | MS_NOEXEC, "mode=0755,size=4k,nr_inodes=64") != 0)
+		return false;
+	if (make_node(base, &devices[0], o) != 0) {
+		/* Not in a user namespace, nor without CAP_MKNOD. */
+		umount2(path, MNT_DETACH);
+		return false;
+	}
+	for (size_t i = 1; i < devices_len; i++)
+		if (make_node(base, &devices[i], o) != 0)
+			failed("room", errno, "making %s", devices[i].dest);
+	for (size_t i = 0; i < o->binds_len; i++)
+		if (o->binds[i].access == DEVICE && make_parents_of(base, o->binds[i].dest) == 0 &&
+		    make_node(base, &o->binds[i], o) != 0)
+			failed("room", errno, "making %s", o->binds[i].dest);
+	return true;
+}
+
 static int attach(const char *base, const struct bind *b)
 {
 	char path[PATH_MAX];
 
+	if (b->is_made)
+		return 0;
 	if (!inside(path, base, b->dest))
 		return errno = ENAMETOOLONG, -1;
 	/* A folder's own submounts stay out; in a user namespace they are locked
@@ -129,6 +184,8 @@ static int seal_each(const char *base, const struct bind *binds, size_t len)
 	char path[PATH_MAX];
 
 	for (size_t i = 0; i < len; i++) {
+		if (binds[i].is_made)
+			continue;
 		unsigned long flags = MS_NOSUID | (binds[i].access == READ_WRITE ? 0 : MS_RDONLY) |
 				      (binds[i].access == DEVICE ? MS_NOEXEC : MS_NODEV);
 		if (!inside(path, base, binds[i].dest) || remount(path, flags) != 0)
@@ -142,7 +199,7 @@ static int loosen(const char *base, const struct bind *binds, size_t len)
 	char path[PATH_MAX];
 
 	for (size_t i = 0; i < len; i++) {
-		if (binds[i].access == READ_ONLY)
+		if (binds[i].access == READ_ONLY || binds[i].is_made)
 			continue;
 		uint64_t clear = binds[i].access == DEVICE ? MOUNT_ATTR_NODEV : MOUNT_ATTR_RDONLY;
 		uint64_t set = binds[i].access == DEVICE ? MOUNT_ATTR_NOEXEC : 0;
@@ -153,18 +210,20 @@ static int loosen(const char *base, const struct bind *binds, size_t len)
 }
 
 /* Read-only, nosuid, nodev for all in one call; then what was asked for back. */
-static int seal(const char *base, const struct options *o)
+static int seal(const char *base, const struct options *o, bool has_nodes)
 {
-	size_t devices_len = sizeof devices / sizeof *devices;
+	/* The mount with the nodes is, for its flags, a device like those bound. */
+	const struct bind nodes = {.dest = "/dev", .access = DEVICE};
 
 	if (set_attributes(base, AT_RECURSIVE, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, 0) == 0) {
-		if (loosen(base, o->binds, o->binds_len) != 0)
+		if (loosen(base, o->binds, o->binds_len) != 0 || loosen(base, &nodes, has_nodes) != 0)
 			return -1;
 		return loosen(base, devices, devices_len);
 	}
 	if (errno != ENOSYS && errno != EPERM)
 		return -1;
-	if (seal_each(base, o->binds, o->binds_len) != 0 || seal_each(base, devices, devices_len) != 0)
+	if (seal_each(base, o->binds, o->binds_len) != 0 || seal_each(base, devices, devices_len) != 0 ||
+	    seal_each(base, &nodes, has_nodes) != 0)
 		return -1;
 	return remount(base, MS_RDONLY | MS_NOSUID | MS_NODEV);
 }
@@ -187,10 +246,14 @@ static void attach_all(const char *base, const struct bind *binds, size_t len)
 
 static int enter(const char *base)
 {
-	/* Old and new root on one spot: no folder for the old one is needed in the room. */
-	if (chdir(base) != 0 || syscall(SYS_pivot_root, ".", ".") != 0)
+	if (chdir(base) != 0)
 		return -1;
-	if (umount2(".", MNT_DETACH) != 0)
+	/* Old and new root on one spot: no folder for the old one is needed in the room. */
+	if (syscall(SYS_pivot_root, ".", ".") == 0)
+		return umount2(".", MNT_DETACH) != 0 ? -1 : chdir("/");
+	/* A host that runs from its initramfs, whose root cannot be exchanged: it is
+	 * covered, and without CAP_SYS_CHROOT there is no way below. */
+	if (errno != EINVAL || mount(".", "/", NULL, MS_MOVE, NULL) != 0 || chroot(".") != 0)
 		return -1;
 	return chdir("/");
 }
@@ -210,9 +273,8 @@ bool room_missing(const char *why, int error)
 	return false;
 }
 
-bool room_build(const struct options *o)
+bool room_build(struct options *o)
 {
-	size_t devices_len = sizeof devices / sizeof *devices;
 	mode_t mask = umask(0);
 	const char *base = begin(o);
 
@@ -220,11 +282,12 @@ bool room_build(const struct options *o)
 	if (base == NULL)
 		return room_missing("nothing can be mounted here", errno);
 	umask(0022);
+	bool has_nodes = make_nodes(base, o);
 	fill(base, o->binds, o->binds_len);
 	fill(base, devices, devices_len);
 	attach_all(base, o->binds, o->binds_len);
 	attach_all(base, devices, devices_len);
-	if (seal(base, o) != 0)
+	if (seal(base, o, has_nodes) != 0)
 		failed("room", errno, "making the room read-only");
 	if (enter(base) != 0)
 		failed("room", errno, "pivot_root");

@@ -29,7 +29,6 @@
  * every architecture since 5.1. */
 enum {
 	NR_quotactl_fd = 443,
-	NR_map_shadow_stack = 453,
 	NR_lsm_set_self_attr = 460,
 	NR_open_tree_attr = 467,
 	NR_file_setattr = 469,
@@ -61,7 +60,7 @@ static const unsigned denied[] = {
 	SYS_vmsplice, SYS_splice, SYS_tee,
 #if defined(__x86_64__)
 	SYS_kexec_file_load, SYS_mknod, SYS_iopl, SYS_ioperm, SYS_modify_ldt, SYS_uselib, SYS_ustat, SYS_sysfs,
-	SYS__sysctl, SYS_create_module, SYS_get_kernel_syms, SYS_query_module, NR_map_shadow_stack,
+	SYS__sysctl, SYS_create_module, SYS_get_kernel_syms, SYS_query_module,
 #elif defined(__aarch64__)
 	294 /* kexec_file_load */,
 #endif

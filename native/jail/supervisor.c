@@ -15,7 +15,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { MAX_LOGS = MAX_CONSOLES + 1 };
+enum { MAX_LOGS = MAX_CONSOLES + 1, LATER_MS = 20 };
 
 struct supervisor {
 	pid_t child;
@@ -24,7 +24,6 @@ struct supervisor {
 	int owner;
 	struct log *logs[MAX_LOGS]; /* NULL once its source ended */
 	size_t logs_len;
-	bool started;
 	bool told_failure;
 	int wait_status;
 };
@@ -190,18 +189,14 @@ static bool take_note(struct supervisor *s)
 	return true;
 }
 
+/* A child that was killed on its way closes the pipe as exec does; then the
+ * ending that follows tells the rest. */
 static void notes_ended(struct supervisor *s)
 {
 	close(s->notes);
 	s->notes = -1;
-	/* A child that was killed on its way closes the pipe as exec does. */
-	siginfo_t info = {0};
-	if (s->told_failure || s->child == 0 ||
-	    (waitid(P_PID, (id_t)s->child, &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid != 0 && !s->started &&
-	     info.si_status == SIGKILL && info.si_code == CLD_KILLED))
-		return;
-	s->started = true;
-	report_line("started %d", (int)s->child);
+	if (!s->told_failure)
+		report_line("started %d", (int)s->child);
 }
 
 static void take_signals(struct supervisor *s)
@@ -240,9 +235,16 @@ static void serve(struct supervisor *s)
 		{.fd = s->owner, .events = POLLIN},
 	};
 
-	for (size_t i = 0; i < s->logs_len; i++)
-		p[3 + i] = (struct pollfd){.fd = s->logs[i] != NULL ? log_source(s->logs[i]) : -1, .events = POLLIN};
-	if (poll(p, 3 + s->logs_len, -1) < 0)
+	int timeout = -1;
+
+	for (size_t i = 0; i < s->logs_len; i++) {
+		p[3 + i] = (struct pollfd){.fd = -1, .events = POLLIN};
+		if (s->logs[i] != NULL && log_may_take(s->logs[i]))
+			p[3 + i].fd = log_source(s->logs[i]);
+		else if (s->logs[i] != NULL)
+			timeout = LATER_MS;
+	}
+	if (poll(p, 3 + s->logs_len, timeout) < 0)
 		return;
 	if (p[2].revents != 0)
 		watch_owner(s);
@@ -274,8 +276,6 @@ static int finish(struct supervisor *s, struct options *o)
 	cgroups_leave(o);
 	if (s->told_failure)
 		return EXIT_OURS;
-	if (!s->started)
-		report_line("failed start 0 the child was killed before the program began");
 	if (out_of_memory)
 		report_line("out-of-memory");
 	if (WIFSIGNALED(status)) {
@@ -291,6 +291,8 @@ int supervise(struct options *o)
 	static struct supervisor s = {.owner = -1};
 
 	begin(&s, o);
+	if (chdir("/") != 0)
+		failed("supervisor", errno, "chdir");
 	while (!has_ended(&s))
 		serve(&s);
 	return finish(&s, o);

@@ -280,7 +280,7 @@ async def launch(spec: JailSpec) -> JailedProcess:
         pid = _spawn(spec, jail, writer)
     except OSError as error:
         os.close(reader)
-        raise _not_started("spawn", error.errno or 0, os.strerror(error.errno or 0)) from error
+        raise _not_started("spawn", error.errno or 0, str(error)) from error
     finally:
         os.close(writer)
     status = asyncio.StreamReader()
@@ -290,7 +290,7 @@ async def launch(spec: JailSpec) -> JailedProcess:
             lambda: asyncio.StreamReaderProtocol(status), os.fdopen(reader, "rb", buffering=0)
         )
         async with asyncio.timeout(_START_DEADLINE):
-            child, reductions = await _read_start(status)
+            child, reductions = await _read_start(status, strict=spec.strict)
         return JailedProcess(Owner.of(pid), _owner(child), reductions, status, transport)
     except BaseException as error:
         await _bury(pid)
@@ -312,7 +312,9 @@ def _spawn(spec: JailSpec, jail: Path, status_fd: int) -> int:
     return os.posix_spawn(jail, command, {}, file_actions=[*null, *inherit], setsid=True)
 
 
-async def _read_start(status: asyncio.StreamReader) -> tuple[int, tuple[Reduction, ...]]:
+async def _read_start(
+    status: asyncio.StreamReader, *, strict: bool
+) -> tuple[int, tuple[Reduction, ...]]:
     reductions = []
     async for line in status:
         word, _, rest = line.decode(errors="replace").strip().partition(" ")
@@ -323,14 +325,14 @@ async def _read_start(status: asyncio.StreamReader) -> tuple[int, tuple[Reductio
             return int(rest), tuple(reductions)
         elif word == "failed":
             stage, number, why = rest.split(" ", 2)
-            raise _not_started(stage, int(number), why)
+            raise _not_started(stage, int(number), why, strict=strict)
     raise BootFailed("the jail ended before its program began")
 
 
-def _not_started(stage: str, number: int, why: str) -> NovaError:
+def _not_started(stage: str, number: int, why: str, *, strict: bool = False) -> NovaError:
     if number in _EXHAUSTED:
         return HostResourceExhausted("the hypervisor could not be started", why=why)
-    if stage in _PARTS:
+    if strict and stage in _PARTS:
         return ProviderUnavailable(
             "the jail is incomplete on this host, and a strict one was asked for",
             why=f"{stage}: {why}",

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from novasandbox.core import sockets, uids
+from novasandbox.core import sockets
 from novasandbox.core.home import home
 from novasandbox.core.hypervisor import (
     BaseHypervisor,
@@ -26,25 +25,11 @@ from novasandbox.errors import ProviderUnavailable, VmmCrashed
 from novasandbox.native import host_arch
 from novasandbox.providers import accelerator, process_metrics, tsc
 from novasandbox.providers.accelerator import Verdict
-from novasandbox.providers.jail import Bind, Console, JailedProcess, JailSpec, launch
-from novasandbox.providers.qemu_command import (
-    INITRAMFS,
-    KERNEL,
-    ROOTFS,
-    SCRATCH_BASE,
-    Descriptors,
-    Files,
-    Hardware,
-    command,
-)
+from novasandbox.providers.jail import JailedProcess, launch
+from novasandbox.providers.qemu_command import Hardware
+from novasandbox.providers.qemu_jail import jail_for, resources
 from novasandbox.providers.qemu_program import Program, find_program
 from novasandbox.providers.qmp import Qmp
-from novasandbox.providers.room import qemu_room
-from novasandbox.providers.scratch_layer import write_empty_layer
-
-# The console's pipe has this number in QEMU; below it are the ones that we hand on.
-_CONSOLE = 500
-_MIB = 1 << 20
 
 
 class QemuHypervisor(BaseHypervisor):
@@ -79,23 +64,11 @@ class QemuHypervisor(BaseHypervisor):
 
     async def boot(self, spec: MachineSpec) -> QemuMachine:
         program = await find_program()
-        verdict = await accelerator.proven(
-            accelerator.candidate(spec.kernel),
-            str(program.path),
-            program.version,
-            spec.kernel,
-            _verdicts(),
-        )
-        hardware = Hardware(
-            arch=host_arch(),
-            accelerator=verdict.accelerator,
-            vcpus=spec.vcpus,
-            memory_mib=spec.memory_mib,
-            tsc_khz=tsc.rate_khz(),
-        )
-        async with _resources(spec) as (fds, lease):
-            process = await launch(_jail(program, hardware, spec, fds, lease))
-        return QemuMachine(spec.run_dir, process, verdict.accelerator)
+        hardware = await hardware_for(program, spec.kernel, spec.vcpus, spec.memory_mib)
+        async with resources(spec) as given:
+            jail = await asyncio.to_thread(jail_for, program, hardware, spec, given, _cache())
+            process = await launch(jail)
+        return QemuMachine(spec.run_dir, process, hardware.accelerator)
 
     async def adopt(self, run_dir: Path, record: Mapping[str, Any]) -> QemuMachine:
         process = Owner.load(record)
@@ -108,6 +81,20 @@ class QemuHypervisor(BaseHypervisor):
         from novasandbox.providers import qemu_doctor
 
         return qemu_doctor.findings()
+
+
+async def hardware_for(program: Program, kernel: Path, vcpus: int, memory_mib: int) -> Hardware:
+    """The machine that this host can give: on KVM where a kernel was seen running on it."""
+    verdict = await accelerator.proven(
+        accelerator.candidate(kernel), str(program.path), program.version, kernel, _verdicts()
+    )
+    return Hardware(
+        arch=host_arch(),
+        accelerator=verdict.accelerator,
+        vcpus=vcpus,
+        memory_mib=memory_mib,
+        tsc_khz=tsc.rate_khz(),
+    )
 
 
 class QemuMachine(Machine):
@@ -158,68 +145,6 @@ class QemuMachine(Machine):
             "accelerator": self.accelerator,
             "reductions": [f"{r.part}: {r.why}" for r in self._process.reductions],
         }
-
-
-@contextlib.asynccontextmanager
-async def _resources(spec: MachineSpec) -> AsyncIterator[tuple[Descriptors, uids.UidLease | None]]:
-    """What a machine is given by descriptor; ours are closed once it has its own."""
-    with contextlib.ExitStack() as stack:
-        qmp = stack.enter_context(sockets.listen(spec.run_dir / "qmp.sock"))
-        agent = stack.enter_context(sockets.listen(spec.run_dir / "agent.sock"))
-        disk = os.open(
-            spec.run_dir / "scratch.qcow2",
-            os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC,
-            0o600,
-        )
-        stack.callback(os.close, disk)
-        write_empty_layer(disk, spec.scratch_mib * _MIB)
-        lease = stack.enter_context(uids.lease()) if os.geteuid() == 0 else None
-        yield Descriptors(qmp.fileno(), agent.fileno(), disk, _CONSOLE), lease
-
-
-def _jail(
-    program: Program,
-    hardware: Hardware,
-    spec: MachineSpec,
-    fds: Descriptors,
-    lease: uids.UidLease | None,
-) -> JailSpec:
-    room = qemu_room(program.path, _cache())
-    binds = [
-        *room.binds,
-        Bind(str(spec.kernel), KERNEL),
-        Bind(str(spec.initramfs), INITRAMFS),
-        Bind(str(spec.rootfs), ROOTFS),
-        Bind(str(spec.scratch_base), SCRATCH_BASE),
-    ]
-    if hardware.accelerator == "kvm":
-        binds.append(Bind("/dev/kvm", "/dev/kvm", "device"))
-    return JailSpec(
-        program=room.program,
-        arguments=tuple(command(hardware, Files(), fds)),
-        binds=tuple(binds),
-        keep_fds=(fds.qmp, fds.agent, fds.disk),
-        hold_fds=spec.hold_fds,
-        env=room.env,
-        limits=_limits(spec),
-        lease=lease,
-        consoles=(Console(fds.console, spec.run_dir / "console.log"),),
-        log=spec.run_dir / "vmm.log",
-        owner_fd=spec.owner_fd,
-        hostname="sandbox",
-        strict=os.environ.get("NOVA_STRICT_JAIL") == "1",
-    )
-
-
-def _limits(spec: MachineSpec) -> dict[str, int]:
-    return {
-        "nofile": 1024,
-        "core": 0,
-        # All of the disk written, each cluster once, and its tables.
-        "fsize": spec.scratch_mib * _MIB * 9 // 8 + 64 * _MIB,
-        # The guest's memory, 1 GiB of translated code, QEMU's heap and its libraries.
-        "as": (spec.memory_mib + 4096) * _MIB,
-    }
 
 
 def _cache() -> Path:

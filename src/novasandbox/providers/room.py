@@ -49,7 +49,8 @@ def qemu_room(qemu: str | Path, cache: Path | None = None) -> Room:
         paths = list(dict.fromkeys(_needed(program)))
         if kept is not None:
             write_json(kept, paths)
-    folders = dict.fromkeys(str(Path(path).parent) for path in paths if ".so" in path)
+    libraries = [path for path in map(Path, paths) if ".so" in path.name]
+    folders = dict.fromkeys(str(p.parent) for p in libraries if not p.name.startswith("accel-"))
     return Room(
         str(program),
         tuple(Bind(path, path) for path in paths),
