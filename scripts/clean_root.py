@@ -35,7 +35,7 @@ USER = "newcomer"
 # What somebody has who could clone a repository and type make.
 BARE = ["ca-certificates", "make"]
 # What a system needs so that its ordinary users can do the rest.
-PREPARED = ["python3", "python3-venv", *(need.apt for need in system.needs())]
+PREPARED = ["python3", "python3-venv", *(need.apt for need in system.needs(tests=True))]
 
 
 def run(*command: str | Path) -> None:
@@ -130,13 +130,17 @@ def enter(folder: Path, command: str, user: str | None = None) -> int:
     script = "\n".join(
         [
             "set -e",
+            # A root of its own and no mere chroot, in which the kernel refuses user namespaces.
+            f"mount --bind {root} {root}",
             *binds(folder),
             f"mount -t proc proc {root}/proc",
             f"mount --rbind /sys {root}/sys",
             f"mount --rbind /dev {root}/dev",
-            f"mount -t tmpfs -o mode=1777 tmpfs {root}/run",
-            f"exec chroot {root} env -i {shlex.join(environment)} {become} "
-            f"sh -c {shlex.quote(command)}",
+            f"mount -t tmpfs -o mode=755 tmpfs {root}/run",
+            f"cd {root}",
+            "pivot_root . mnt",
+            "umount -l /mnt",
+            f"exec env -i {shlex.join(environment)} {become} sh -c {shlex.quote(command)}",
         ]
     )
     namespaces = ["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child"]

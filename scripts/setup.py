@@ -63,6 +63,13 @@ def hash_of(paths: Iterable[Path], *more: str) -> str:
     return digest.hexdigest()
 
 
+def pyproject() -> dict[str, Any]:
+    """What pyproject.toml says."""
+    import tomllib
+
+    return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+
+
 def pip(*arguments: str) -> list[str]:
     """A pip command in the environment, with the machine's own pip configuration."""
     return [str(PYTHON), "-m", "pip", "--disable-pip-version-check", *arguments]
@@ -71,7 +78,9 @@ def pip(*arguments: str) -> list[str]:
 def ensure_environment(extras: list[str], steps: Steps) -> None:
     """The virtual environment with the package and its extras, remade where it is not whole."""
     state = read_state()
-    key = hash_of([ROOT / "pyproject.toml", ROOT / "hatch_build.py"])
+    project = pyproject()
+    parts = [project["build-system"], project["project"], project["tool"]["hatch"]]
+    key = hash_of([ROOT / "hatch_build.py"], json.dumps(parts))
     if state and state.get("packages") == key and set(extras) <= set(state["extras"]):
         return
     if state is None:
@@ -109,9 +118,7 @@ def _install_packages(extras: list[str], steps: Steps) -> None:
 
 def requirements(extras: list[str]) -> list[str]:
     """What the package, the extras and the build need, as pyproject.toml says it."""
-    import tomllib
-
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project = pyproject()
     optional = project["project"]["optional-dependencies"]
     listed = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
     build = [line for line in optional["dev"] if line.startswith(("editables", "ziglang"))]
@@ -194,7 +201,7 @@ def alone(steps: Steps) -> Iterator[None]:
 def set_up(what: str, steps: Steps) -> None:
     """Do the steps that `what` (env, run or all) needs and that are not done."""
     system.check_python()
-    wanted = [] if what == "env" else system.needs()
+    wanted = [] if what == "env" else system.needs(tests=what == "all")
     with alone(steps):
         have_environment = read_state() is not None
         system.install(system.missing(wanted, venv=not have_environment), steps)

@@ -29,14 +29,15 @@ class Need(NamedTuple):
     brew: str | None
 
 
-def needs() -> list[Need]:
-    """What the main job takes, whether it is there or not."""
+def needs(*, tests: bool = False) -> list[Need]:
+    """What the main job takes, whether it is there or not; `tests`: and what they compare with."""
     arm = platform.machine().lower() in ("arm64", "aarch64")
     qemu = "qemu-system-aarch64" if arm else "qemu-system-x86_64"
-    return [
+    wanted = [
         Need(qemu, "qemu-system-arm" if arm else "qemu-system-x86", "qemu"),
         Need("mke2fs", "e2fsprogs", "e2fsprogs"),
     ]
+    return [*wanted, Need("qemu-img", "qemu-utils", "qemu")] if tests else wanted
 
 
 def missing(wanted: list[Need], *, venv: bool) -> list[Need]:

@@ -6,7 +6,7 @@ import asyncio
 import difflib
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,17 +21,16 @@ from novasandbox.errors import (
     ProviderUnavailable,
     TemplateNotFound,
 )
-from novasandbox.images import aptconfig, initramfs, kernel, mirrors, rootfs
-from novasandbox.images.apt import Archive
-from novasandbox.images.download import Fetcher
+from novasandbox.images import initramfs, kernel, rootfs
+from novasandbox.images.indices import Indices
 from novasandbox.images.progress import Progress, quiet
-from novasandbox.images.store import Artifact, NotStored, Shelf, Store
+from novasandbox.images.shelf import NotStored, Shelf
+from novasandbox.images.store import Artifact, Store
 from novasandbox.images.tree import remove_tree, tree_size
 
 if TYPE_CHECKING:
     from novasandbox.images.kernel import KernelFiles
     from novasandbox.images.locks import Hold
-    from novasandbox.images.packages import Index
 
 PACKAGED = Path(__file__).parents[1] / "templates"
 DEFAULT = "debian-python"
@@ -77,6 +76,7 @@ class TemplateManager:
     kernel: a kernel of one's own instead of Debian's; `NOVA_KERNEL` else.
     kernel_suite: the Debian release whose cloud kernel is taken.
     mirrors: addresses of Debian's archive; `NOVA_MIRROR` else, apt's configuration else.
+    keys: a folder with the public keys that sign that archive, where they are not Debian's.
     agent: the guest agent's binary; the package's where not given.
     arch: the guest's architecture, `x86_64` or `aarch64`; this machine's where not given.
     transports, modules: see `images.initramfs.obtain`.
@@ -90,6 +90,7 @@ class TemplateManager:
         kernel: Path | None = None,
         kernel_suite: str = kernel.DEFAULT_SUITE,
         mirrors: Sequence[str] | None = None,
+        keys: Path | None = None,
         agent: Path | None = None,
         arch: str | None = None,
         transports: Sequence[str] = ("pci", "mmio"),
@@ -101,6 +102,7 @@ class TemplateManager:
         self._kernel = kernel or (Path(own) if own else None)
         self._kernel_suite = kernel_suite
         self._mirrors = mirrors
+        self._keys = keys
         self._agent = agent
         self._arch = arch or native.host_arch()
         self._transports = tuple(transports)
@@ -183,7 +185,7 @@ class TemplateManager:
         built = await self._built(template)
         if built is None:
             return {}
-        if not await asyncio.to_thread(self.store.remove, built.key):
+        if await asyncio.to_thread(self.store.is_held, built.key):
             raise InvalidRequest(
                 f"The template {template.name} is in use",
                 why="there are sandboxes that were made from it",
@@ -211,7 +213,7 @@ class TemplateManager:
     ) -> Artifacts:
         wanted = self._root(template)
         agent = self._agent or native.path("nova-agent", self._arch)
-        with _Indices(self._mirrors, self._downloads, self._arch, progress) as indices:
+        with Indices(self._mirrors, self._keys, self._downloads, self._arch, progress) as indices:
             try:
                 async with asyncio.TaskGroup() as group:
                     first = group.create_task(self._get_kernel(store, indices, force, progress))
@@ -242,7 +244,7 @@ class TemplateManager:
         )
 
     async def _get_kernel(
-        self, store: Store, indices: _Indices, force: bool, progress: Progress
+        self, store: Store, indices: Indices, force: bool, progress: Progress
     ) -> KernelFiles:
         if self._kernel is not None:
             return await kernel.own_kernel(store, self._kernel, arch=self._arch, progress=progress)
@@ -321,54 +323,6 @@ class TemplateManager:
                 if path.is_file():
                     found.setdefault(path.stem, path)
         return found
-
-
-class _Indices:
-    """The archive and its package indices, each fetched when it is first asked for."""
-
-    def __init__(
-        self, named: Sequence[str] | None, downloads: Path, arch: str, progress: Progress
-    ) -> None:
-        self._named = named
-        self._downloads = downloads
-        self._arch = arch
-        self._progress = progress
-        self._lock = asyncio.Lock()
-        self._fetcher: Fetcher | None = None
-        self._archive: Archive | None = None
-        self._found: dict[str, Index] = {}
-
-    def __enter__(self) -> _Indices:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._fetcher is not None:
-            self._fetcher.close()
-
-    def of(self, suite: str) -> Callable[[], Awaitable[tuple[Archive, Index]]]:
-        """What opens the index of a release."""
-
-        async def open_index() -> tuple[Archive, Index]:
-            async with self._lock:
-                archive = self._archive or await self._open()
-                if suite not in self._found:
-                    self._found[suite] = await archive.index(suite, self._progress)
-                return archive, self._found[suite]
-
-        return open_index
-
-    async def _open(self) -> Archive:
-        found = await asyncio.to_thread(mirrors.find_mirrors, self._named)
-        settings = await asyncio.to_thread(aptconfig.apt_settings)
-        self._fetcher = Fetcher(proxies=settings.proxies)
-        self._archive = Archive(
-            found,
-            fetcher=self._fetcher,
-            downloads=self._downloads,
-            arch=self._arch,
-            check_valid_until=settings.check_valid_until,
-        )
-        return self._archive
 
 
 async def _bundle(

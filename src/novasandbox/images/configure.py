@@ -7,23 +7,15 @@ made here.
 
 from __future__ import annotations
 
-import logging
-import os
-import platform
-import re
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 from novasandbox.images import ldcache
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from novasandbox.images.unpack import Tree
 
-_LOADERS = {"x86_64": "lib64/ld-linux-x86-64.so.2", "aarch64": "lib/ld-linux-aarch64.so.1"}
 _LINKS = {
     "bin/sh": "dash",
     "usr/bin/awk": "mawk",
@@ -47,8 +39,6 @@ _COPIES = {
     "usr/share/base-files/dot.bashrc": "root/.bashrc",
 }
 _EPOCH_DAYS = 19700  # the day of the last password change, which nobody reads
-
-log = logging.getLogger(__name__)
 
 
 def configure(tree: Tree, arch: str, user: str) -> None:
@@ -79,67 +69,6 @@ def configure(tree: Tree, arch: str, user: str) -> None:
     for path in tree.folder("usr/lib").glob("python3*/EXTERNALLY-MANAGED"):
         path.unlink()
     ldcache.write(tree, arch)
-
-
-def compile_python(tree: Tree, arch: str, tell: Callable[[str], None]) -> None:
-    """Compile the standard library and what is installed, for a quick start in the guest.
-
-    The tree's own interpreter does it where this machine can run it, else one of the same
-    version. Neither is an error: the guest then compiles in memory, and is slower.
-
-    tell: called with a sentence where it could not be done.
-    """
-    libraries = [path for path in sorted(tree.folder("usr/lib").glob("python3*")) if path.is_dir()]
-    versions = [path.name for path in libraries if re.fullmatch(r"python3\.\d+", path.name)]
-    if not versions:
-        return
-    command, environment = _interpreter(tree, arch, versions[-1])
-    if not command:
-        tell(f"{versions[-1]} for {arch} does not run here: its library stays uncompiled")
-        return
-    root = str(tree.root)
-    workers = str(min(os.cpu_count() or 1, 4))
-    arguments = ["-q", "-j", workers, "-s", root, "-p", "/", "--invalidation-mode", "timestamp"]
-    # sitecustomize is a link whose absolute target is this machine's.
-    arguments += ["-x", r"/sitecustomize\.py$", *map(str, libraries)]
-    compiled = subprocess.run(
-        [*command, "-m", "compileall", *arguments],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    if compiled.returncode:
-        output = (compiled.stderr + compiled.stdout).strip()
-        tell(f"not all of {versions[-1]} could be compiled: {output[-300:]}")
-
-
-def _interpreter(tree: Tree, arch: str, version: str) -> tuple[list[str], dict[str, str]]:
-    """A command that runs Python of that version, and its environment; empty where none can."""
-    machine = platform.machine().lower().replace("arm64", "aarch64").replace("amd64", "x86_64")
-    if sys.platform == "linux" and machine == arch:
-        triplet = f"{arch}-linux-gnu"
-        libraries = ":".join(str(tree.folder(f"usr/lib{sub}")) for sub in ("", f"/{triplet}"))
-        loader = tree.root / _LOADERS[arch]
-        command = [str(loader), "--library-path", libraries, str(tree.path(f"usr/bin/{version}"))]
-        environment = {"PYTHONHOME": str(tree.root / "usr"), "LC_ALL": "C.UTF-8"}
-        if _runs([*command, "-c", "import zlib"], environment):
-            return command, environment
-    if version == f"python{sys.version_info.major}.{sys.version_info.minor}":
-        return [sys.executable, "-I"], {"LC_ALL": "C.UTF-8"}
-    return [], {}
-
-
-def _runs(command: list[str], environment: dict[str, str]) -> bool:
-    try:
-        tried = subprocess.run(
-            command, env=environment, capture_output=True, timeout=60, check=False
-        )
-    except (OSError, subprocess.SubprocessError):
-        return False
-    return tried.returncode == 0
 
 
 def _accounts(tree: Tree, user: str) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import hashlib
 import http.client
 import os
 import random
 import re
-import threading
 import time
 import urllib.request
 from contextlib import contextmanager
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from novasandbox.errors import DownloadFailed
 from novasandbox.images.connections import Connections, HttpError, NotHttp
 from novasandbox.images.locks import try_lock
+from novasandbox.images.work import Stop, in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _PIECE = 1 << 16
+# A cancelled download that waits for a silent server goes on alone: it can only add to a part.
+_PATIENCE = 2.0
 _LATER = (408, 425, 429, 500, 502, 503, 504)
 
 
@@ -82,7 +83,9 @@ class Fetcher:
 
         Raises DownloadFailed; its cause is a FileNotFoundError where there is none (404).
         """
-        return await _in_thread(lambda stop: _Fetch(self, url, stop).small(limit))
+        return await in_thread(
+            lambda stop: _Fetch(self, url, stop).small(limit), patience=_PATIENCE
+        )
 
     async def file(
         self,
@@ -102,8 +105,9 @@ class Fetcher:
 
         Raises DownloadFailed where it cannot be had, or is not what the hash promises.
         """
-        return await _in_thread(
-            lambda stop: _Fetch(self, url, stop, progress).file(target, sha256, size)
+        return await in_thread(
+            lambda stop: _Fetch(self, url, stop, progress).file(target, sha256, size),
+            patience=_PATIENCE,
         )
 
 
@@ -114,7 +118,7 @@ class _Fetch:
         self,
         how: Fetcher,
         url: str,
-        stop: threading.Event,
+        stop: Stop,
         progress: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._how = how
@@ -131,7 +135,7 @@ class _Fetch:
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         part = target.with_name(f"{target.name}.part")
         while (lock := try_lock(part)) is None:
-            self._rest(0.1)
+            self._stop.rest(0.1)
         try:
             if target.exists() and _digest(target, target.stat().st_size).hexdigest() == sha256:
                 self._tell(size)
@@ -191,8 +195,7 @@ class _Fetch:
     def _pieces(self, reply: http.client.HTTPResponse) -> Iterator[bytes]:
         started, got = time.monotonic(), 0
         while piece := reply.read1(_PIECE):
-            if self._stop.is_set():
-                raise _Stopped
+            self._stop.check()
             yield piece
             got += len(piece)
             spent = time.monotonic() - started
@@ -204,8 +207,7 @@ class _Fetch:
     def _persistently(self, attempt: Callable[[], T]) -> T:
         """Try until it works, it cannot work, or the attempts are used up."""
         for number in range(1, self._how.attempts + 1):
-            if self._stop.is_set():
-                raise _Stopped
+            self._stop.check()
             try:
                 return attempt()
             except (_Wrong, NotHttp) as error:
@@ -226,7 +228,7 @@ class _Fetch:
                         fix="Check the network, the proxy settings of apt and of the "
                         "environment, and the mirror (NOVA_MIRROR names another)",
                     ) from error
-            self._rest(self._how.pause * 2 ** (number - 1) * random.uniform(0.8, 1.2))  # noqa: S311
+            self._stop.rest(self._how.pause * 2 ** (number - 1) * random.uniform(0.8, 1.2))  # noqa: S311
         raise AssertionError("a Fetcher makes at least one attempt")
 
     def _failed(self, why: str, fix: str | None = None) -> DownloadFailed:
@@ -236,30 +238,6 @@ class _Fetch:
         if have > self._told:
             self._progress(have - self._told)
             self._told = have
-
-    def _rest(self, seconds: float) -> None:
-        if self._stop.wait(seconds):
-            raise _Stopped
-
-
-class _Stopped(Exception):
-    """The caller was cancelled."""
-
-
-async def _in_thread(work: Callable[[threading.Event], T]) -> T:
-    """Run blocking work that looks at an event; a cancelled caller waits until it has ended.
-
-    At most one read's timeout goes by between the two, and nothing is written later.
-    """
-    stop = threading.Event()
-    task = asyncio.ensure_future(asyncio.to_thread(work, stop))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        stop.set()
-        await asyncio.wait([task], timeout=2)
-        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-        raise
 
 
 def _digest(path: Path, length: int) -> hashlib._Hash:

@@ -11,6 +11,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from novasandbox.errors import TemplateBuildFailed
+from novasandbox.images.work import run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +38,7 @@ async def make_from_tree(tree: Tree, target: Path, *, label: str, epoch: int) ->
     Raises TemplateBuildFailed with what mke2fs said, OSError where the disk is full.
     """
     blocks, inodes = await asyncio.to_thread(_measure, tree.root)
-    marks = await asyncio.to_thread(_mark, tree)
+    marks = await asyncio.to_thread(_mark, tree, epoch)
     size = (blocks + blocks // 50 + inodes * _INODE // _BLOCK + 1024) * _BLOCK
     extra = ["-d", str(tree.root), "-N", str(inodes + 64)]
     await _format(target, size, label, epoch, _FEATURES, extra)
@@ -83,34 +84,20 @@ async def _run_mke2fs(arguments: Sequence[str], target: Path, epoch: int) -> Non
         "E2FSPROGS_FAKE_TIME": str(epoch),
         "MKE2FS_CONFIG": os.devnull,
     }
-    process = await asyncio.create_subprocess_exec(
-        _mke2fs(),
-        *arguments,
-        env=environment,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    try:
-        output, _ = await process.communicate()
-    except BaseException:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-        raise
-    text = output.decode("utf-8", "replace")
-    if process.returncode:
-        if "No space left" in text or "Disk quota" in text:
+    ended = await run([find_mke2fs(), *arguments], environment)
+    if ended.status:
+        if "No space left" in ended.output or "Disk quota" in ended.output:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
         raise TemplateBuildFailed(
             f"mke2fs cannot make {target.name}",
             step="making the image",
-            log=text[-2000:],
-            why=f"it ended with status {process.returncode}",
+            log=ended.output[-2000:],
+            why=f"it ended with status {ended.status}",
         )
 
 
-def _mke2fs() -> str:
+def find_mke2fs() -> str:
+    """The path of mke2fs. Raises TemplateBuildFailed where it is missing."""
     path = os.pathsep.join((os.environ.get("PATH", os.defpath), *_SBIN))
     found = shutil.which("mke2fs", path=path)
     if found is None:
@@ -134,17 +121,24 @@ def _measure(root: Path) -> tuple[int, int]:
     return blocks, inodes
 
 
-def _mark(tree: Tree) -> dict[int, tuple[int, int, int]]:
+def _mark(tree: Tree, epoch: int) -> dict[int, tuple[int, int, int]]:
     """Give every path with an owner of its own a time of its own, to find its inode by.
 
     mke2fs copies times but cannot be told an owner by path. The times are seconds 1, 2, 3 …
     of the epoch, which no file has; the true time comes back: owner, group and time by mark.
+    What was made by this build, not by a package, gets the one time `epoch`.
     """
     marks: dict[int, tuple[int, int, int]] = {}
+    for folder, folders, names in os.walk(tree.root):
+        for name in (*folders, *names):
+            path = os.path.join(folder, name)
+            mtime = os.lstat(path).st_mtime
+            if mtime >= tree.begun or 0 < mtime <= len(tree.owners) + 1:
+                os.utime(path, (epoch, epoch), follow_symlinks=False)
     for number, (name, (uid, gid)) in enumerate(sorted(tree.owners.items()), 1):
-        path = tree.root / name
+        path = os.path.join(tree.root, name)
         if os.path.lexists(path):
-            marks[number] = (uid, gid, int(path.lstat().st_mtime))
+            marks[number] = (uid, gid, int(os.lstat(path).st_mtime))
             os.utime(path, (number, number), follow_symlinks=False)
     return marks
 

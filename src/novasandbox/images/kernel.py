@@ -20,6 +20,7 @@ from novasandbox.images.elf import NotElf
 from novasandbox.images.manifest import sha256_of
 from novasandbox.images.modules import WANTED, MissingModule, Modules, module_name
 from novasandbox.images.progress import Progress, quiet
+from novasandbox.images.work import Stop, in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -78,7 +79,7 @@ async def debian_kernel(
         async def build(folder: Path) -> None:
             (path,) = await archive.fetch([package], "fetching the kernel", progress)
             progress("unpacking the kernel", 0, 1)
-            await asyncio.to_thread(unpack, path, folder, arch)
+            await in_thread(lambda stop: unpack(path, folder, arch, stop))
             progress("unpacking the kernel", 1, 1)
 
         made_from = {
@@ -174,7 +175,7 @@ def find_package(index: Index, arch: str) -> Package:
     )
 
 
-def unpack(package: Path, folder: Path, arch: str) -> None:
+def unpack(package: Path, folder: Path, arch: str, stop: Stop) -> None:
     """Take kernel, modules and `modules.builtin` out of a package into a folder.
 
     Raises TemplateBuildFailed where they are not in it.
@@ -183,6 +184,7 @@ def unpack(package: Path, folder: Path, arch: str) -> None:
     try:
         with deb.opened(package) as archive:
             for member in archive:
+                stop.check()
                 if not member.isfile() or (stream := archive.extractfile(member)) is None:
                     continue
                 if match := _VMLINUZ.fullmatch(member.name):

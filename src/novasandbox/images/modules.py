@@ -82,13 +82,15 @@ class Modules:
 
         for name in needed:
             visit(name, ())
-        for name in optional:
-            if name in self.files:
-                visit(name, ())
         if missing:
             raise MissingModule(
                 f"the kernel has no {', '.join(missing)}, neither built in nor as a module"
             )
+        for name in optional:
+            before = list(order)
+            visit(name, ())
+            if missing:
+                order, missing = before, []
         return order
 
 

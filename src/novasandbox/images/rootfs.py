@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 
 from novasandbox.errors import InvalidConfig, TemplateBuildFailed
 from novasandbox.images import ext4
-from novasandbox.images.configure import compile_python, configure
+from novasandbox.images.bytecode import compile_library
+from novasandbox.images.configure import configure
 from novasandbox.images.deb import BadPackage
 from novasandbox.images.packages import BadIndex, Package, Unsatisfiable
 from novasandbox.images.progress import Progress, quiet
 from novasandbox.images.tree import remove_tree
 from novasandbox.images.unpack import BadTree, Tree, prepare, unpack
+from novasandbox.images.work import Stop, in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -128,30 +130,29 @@ async def _build(
 ) -> None:
     files = await archive.fetch(packages, "fetching packages", progress)
     tree = Tree(folder / "tree")
-    tree.root.mkdir(mode=0o755)
     total = len(packages)
 
-    def fill() -> None:
+    def fill(stop: Stop) -> None:
+        def tell(done: int) -> None:
+            stop.check()
+            progress("unpacking packages", done, total)
+
         prepare(tree, wanted.arch)
-        step = "unpacking packages"
-        unpack(
-            tree,
-            list(zip(packages, files, strict=True)),
-            lambda done: progress(step, done, total),
-        )
+        unpack(tree, list(zip(packages, files, strict=True)), tell)
         progress("configuring", 0, 1)
         configure(tree, wanted.arch, wanted.user)
         progress("configuring", 1, 1)
-        progress("compiling Python's library", 0, 1)
-        compile_python(tree, wanted.arch, log.warning)
-        progress("compiling Python's library", 1, 1)
 
     try:
-        await asyncio.to_thread(fill)
+        await in_thread(fill)
     except (BadPackage, BadTree) as error:
         raise TemplateBuildFailed(
             "A package cannot be unpacked", step="unpacking packages", why=str(error)
         ) from error
+    progress("compiling Python's library", 0, 1)
+    if not_done := await compile_library(tree, wanted.arch):
+        log.warning(not_done)
+    progress("compiling Python's library", 1, 1)
     progress("making the image", 0, 1)
     await ext4.make_from_tree(tree, folder / IMAGE, label="root", epoch=_EPOCH)
     await asyncio.to_thread(remove_tree, tree.root)

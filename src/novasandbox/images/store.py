@@ -33,6 +33,7 @@ from novasandbox.images import manifest
 from novasandbox.images.locks import Hold, locked, try_lock
 from novasandbox.images.progress import Progress, quiet
 from novasandbox.images.tree import remove_tree, tree_size
+from novasandbox.images.work import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -111,17 +112,18 @@ class Store:
         key = self.key(kind, made_from)
         if found := await asyncio.to_thread(self.find, key, thorough=thorough):
             return found
-        waiting = _waiting(kind, progress)
+        waiting = _Waiting(kind, progress)
         async with (
             locked(self._locks / "use", shared=True),
-            locked(self._locks / key, waiting=waiting),
+            locked(self._locks / key, waiting=waiting.began),
         ):
+            waiting.ended()
             if found := await asyncio.to_thread(self.find, key):
                 return found
             await asyncio.to_thread(self.collect)
             async with self._disk(kind, needed), self._scratch(key) as folder:
                 await build(folder)
-                await asyncio.to_thread(manifest.seal, folder, kind, key, made_from)
+                await in_thread(lambda _: manifest.seal(folder, kind, key, made_from))
                 folder.rename(self._objects / key)
                 _sync(self._objects)
         return Artifact(kind, key, self._objects / key, made_from)
@@ -140,14 +142,15 @@ class Store:
         `made_from` what it really is (that very package); so only the first time, and
         with `fresh`, somebody has to ask the mirror.
         """
-        ref = self._refs / self.key("ref", inputs)
+        ref = self._ref(inputs)
         started = time.time()
-        if not fresh and (found := await asyncio.to_thread(self._recalled, ref)):
+        if not fresh and (found := await asyncio.to_thread(self.recalled, inputs)):
             return found
-        waiting = _waiting(str(inputs.get("kind", "artifact")), progress)
-        async with locked(self._locks / ref.name, waiting=waiting):
+        waiting = _Waiting(str(inputs.get("kind", "artifact")), progress)
+        async with locked(self._locks / ref.name, waiting=waiting.began):
+            waiting.ended()
             current = ref.exists() and ref.stat().st_mtime >= started
-            if (current or not fresh) and (found := await asyncio.to_thread(self._recalled, ref)):
+            if (current or not fresh) and (found := await asyncio.to_thread(self.recalled, inputs)):
                 return found
             async with self._disk(str(inputs.get("kind", "artifact")), 1 << 16):
                 artifact = await make()
@@ -168,6 +171,17 @@ class Store:
                 raise FileNotFoundError(errno.ENOENT, "it is being removed", key)
             time.sleep(0.01)
 
+    def is_held(self, key: str) -> bool:
+        """Whether somebody holds an artifact."""
+        try:
+            descriptor = try_lock(self._objects / key, directory=True)
+        except FileNotFoundError:
+            return False
+        if descriptor is None:
+            return True
+        os.close(descriptor)
+        return False
+
     def remove(self, key: str) -> bool:
         """Remove an artifact; False where it is in use."""
         return self._discard(self._objects / key, only_unused=True)
@@ -176,7 +190,8 @@ class Store:
         """Remove what nobody uses: its keys and their sizes.
 
         keep: artifacts that stay, with their parts (the keys under `parts` in what they
-            were made from), as do those that someone holds.
+            were made from), as do those that someone holds, and empty disks: they take
+            next to nothing, and hibernated sandboxes lie on them.
         """
         async with locked(self._locks / "use"):
             return await asyncio.to_thread(self._prune, set(keep))
@@ -197,14 +212,18 @@ class Store:
         """The names of all artifacts."""
         return sorted(path.name for path in self._objects.iterdir())
 
-    def _recalled(self, ref: Path) -> Artifact | None:
+    def recalled(self, inputs: dict[str, Any]) -> Artifact | None:
+        """The artifact that these inputs gave last time, where it is there and whole."""
         try:
-            return self.find(ref.read_text().strip())
+            return self.find(self._ref(inputs).read_text().strip())
         except FileNotFoundError:
             return None
 
+    def _ref(self, inputs: dict[str, Any]) -> Path:
+        return self._refs / self.key("ref", inputs)
+
     def _prune(self, keep: set[str]) -> dict[str, int]:
-        keep |= {key for key in self.keys() if self._is_held(key)}
+        keep |= {key for key in self.keys() if key.startswith("scratch-") or self.is_held(key)}
         for key in list(keep):
             try:
                 made_from = manifest.read(self._objects / key).made_from
@@ -225,16 +244,6 @@ class Store:
                 remove_tree(older)
         self.collect()
         return removed
-
-    def _is_held(self, key: str) -> bool:
-        try:
-            descriptor = try_lock(self._objects / key, directory=True)
-        except FileNotFoundError:
-            return False
-        if descriptor is None:
-            return True
-        os.close(descriptor)
-        return False
 
     def _discard(self, path: Path, *, only_unused: bool = False) -> bool:
         """Take an artifact out of sight in one step, then delete it."""
@@ -298,57 +307,23 @@ class Store:
         )
 
 
-class NotStored(LookupError):
-    """The store does not have it."""
+class _Waiting:
+    """Tells that another process makes the same, and later that the wait is over."""
 
+    def __init__(self, kind: str, progress: Progress) -> None:
+        self._kind = kind
+        self._step = f"waiting for another build of the {kind}"
+        self._progress = progress
+        self._began = False
 
-class Shelf(Store):
-    """A store that only gives what is there: nothing is built or asked for."""
+    def began(self) -> None:
+        log.info("another process makes the same %s: waiting for it", self._kind)
+        self._began = True
+        self._progress(self._step, 0, None)
 
-    async def obtain(
-        self,
-        kind: str,
-        made_from: dict[str, Any],
-        build: Callable[[Path], Awaitable[None]],  # noqa: ARG002
-        *,
-        needed: int = 0,  # noqa: ARG002
-        thorough: bool = False,
-        progress: Progress = quiet,  # noqa: ARG002
-    ) -> Artifact:
-        """The artifact made from this.
-
-        Raises NotStored where there is none.
-        """
-        key = self.key(kind, made_from)
-        found = await asyncio.to_thread(self.find, key, thorough=thorough)
-        if found is None:
-            raise NotStored(key)
-        return found
-
-    async def recall(
-        self,
-        inputs: dict[str, Any],
-        make: Callable[[], Awaitable[Artifact]],  # noqa: ARG002
-        *,
-        fresh: bool = False,  # noqa: ARG002
-        progress: Progress = quiet,  # noqa: ARG002
-    ) -> Artifact:
-        """The artifact that these inputs gave last time.
-
-        Raises NotStored where there is none.
-        """
-        found = await asyncio.to_thread(self._recalled, self._refs / self.key("ref", inputs))
-        if found is None:
-            raise NotStored(str(inputs.get("kind")))
-        return found
-
-
-def _waiting(kind: str, progress: Progress) -> Callable[[], None]:
-    def tell() -> None:
-        log.info("another process makes the same %s: waiting for it", kind)
-        progress(f"waiting for another build of the {kind}", 0, None)
-
-    return tell
+    def ended(self) -> None:
+        if self._began:
+            self._progress(self._step, 1, 1)
 
 
 def _write(path: Path, text: str) -> None:

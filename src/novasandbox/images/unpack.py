@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import tarfile
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -39,10 +40,12 @@ class Tree:
     """A guest's file system as a folder on the host.
 
     owners: user and group ids in the guest of what does not belong to root, by path.
+    begun: the time before anything was written; what is younger does not come from a package.
     """
 
     root: Path
     owners: dict[str, tuple[int, int]] = field(default_factory=dict)
+    begun: float = field(default_factory=lambda: time.time() - 1)
     _folders: dict[str, Path] = field(default_factory=dict)
 
     def path(self, name: str) -> Path:
@@ -55,8 +58,13 @@ class Tree:
     def folder(self, name: str) -> Path:
         """A folder of the guest's on the host, made where it is missing."""
         if name not in self._folders:
-            self._folders[name] = self._resolve(name)
-            self._folders[name].mkdir(parents=True, exist_ok=True)
+            found = self._resolve(name)
+            for missing in [
+                path for path in (*reversed(found.parents), found) if not path.exists()
+            ]:
+                missing.mkdir(exist_ok=True)
+                missing.chmod(0o755)  # whatever the umask is
+            self._folders[name] = found
         return self._folders[name]
 
     def write(self, name: str, content: str, mode: int = 0o644) -> None:
@@ -101,9 +109,11 @@ class Tree:
 
 def prepare(tree: Tree, arch: str) -> None:
     """Make what must be there before any package: the links of a merged /usr."""
+    tree.root.mkdir(exist_ok=True)
+    tree.root.chmod(0o755)
     for name in _MERGED[: 3 if arch == "aarch64" else 5]:
         if name != "lib32":
-            (tree.root / "usr" / name).mkdir(parents=True, exist_ok=True)
+            tree.folder(f"usr/{name}")
             (tree.root / name).symlink_to(f"usr/{name}")
 
 

@@ -1,0 +1,106 @@
+"""How fast it is, each figure beside its floor in the same run.
+
+    benchmark.py [--only NAME] [--json FILE] [-n N]
+
+A floor is what the same machine does with nothing of this library around it (bench/floor.py).
+Floor and figure take turns, so that a busy host slows both; compare ratios, not milliseconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import inspect
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "native"))
+
+from bench import boot, clone, report, start, warm  # noqa: E402
+from bench.floor import Floor, prepare  # noqa: E402
+from bench.result import Result  # noqa: E402
+
+Outcome = list[Result] | Awaitable[list[Result]]
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """Some figures that are taken together. n: how often. extra: only when it is named."""
+
+    names: Sequence[str]
+    take: Callable[..., Outcome]
+    n: int
+    needs_floor: bool = True
+    extra: bool = False
+
+
+MEASURES = (
+    Measure(["import"], start.imports, 20, needs_floor=False),
+    Measure(["nova-help"], start.nova_help, 20, needs_floor=False),
+    Measure(["jail"], boot.jail, 20),
+    Measure(["cold"], boot.cold, 9),
+    Measure(["ping"], warm.ping, 500),
+    Measure(["exec-true-list", "exec-true-shell"], warm.execs, 200),
+    Measure(["files-up", "files-down"], warm.files, 7),
+    Measure(["fresh-clone"], clone.fresh_clone, 1, needs_floor=False, extra=True),
+)
+
+
+def chosen(only: Sequence[str]) -> list[Measure]:
+    """The measures that take the named figures; all but the extra ones where none is named."""
+    if not only:
+        return [each for each in MEASURES if not each.extra]
+    return [each for each in MEASURES if set(only) & set(each.names)]
+
+
+async def take(measures: Sequence[Measure], n: int | None, folder: Path) -> list[Result]:
+    """One measure after the other; what each takes is told on stderr."""
+    floor: Floor | None = None
+    results: list[Result] = []
+    for measure in measures:
+        print(f"{', '.join(measure.names)} …", file=sys.stderr, flush=True)
+        arguments: list[Any] = [n or measure.n]
+        if measure.needs_floor:
+            floor = floor or await prepare(folder)
+            arguments.insert(0, floor)
+        outcome = measure.take(*arguments)
+        results += await outcome if inspect.isawaitable(outcome) else outcome
+    return results
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Measure, each figure beside its floor.")
+    names = [name for each in MEASURES for name in each.names]
+    parser.add_argument("--only", action="append", choices=names, metavar="NAME", default=[],
+                        help=f"one of {', '.join(names)}; may be repeated")  # fmt: skip
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("-n", type=int, help="samples of each figure")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Measure, print, write."""
+    options = parse()
+    facts = report.host()
+    with tempfile.TemporaryDirectory(prefix="nova-bench-") as folder:
+        results = asyncio.run(take(chosen(options.only), options.n, Path(folder)))
+    if options.only:
+        results = [each for each in results if _is_named(each, options.only)]
+    report.print_host(facts)
+    report.print_results(results)
+    if options.json is not None:
+        report.write_json(options.json, facts, results)
+    return 0
+
+
+def _is_named(result: Result, names: Sequence[str]) -> bool:
+    return any(result.name == name or result.name.startswith(f"{name}-") for name in names)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
