@@ -139,9 +139,7 @@ class Terminal:
         end = time.monotonic() + within
         while (match := re.search(pattern, self.seen)) is None:
             assert time.monotonic() < end, f"no {pattern!r} in {self.seen!r}"
-            if select.select([self._master], [], [], 0.1)[0]:
-                self.seen += os.read(self._master, 65_536).decode("utf-8", "replace")
-            elif self.process.poll() is not None:
+            if not self._read(0.1) and self.process.poll() is not None:
                 raise AssertionError(f"it ended before {pattern!r}: {self.seen!r}")
         self.seen = self.seen[match.end() :]
         return match[0]
@@ -151,9 +149,17 @@ class Terminal:
         end = time.monotonic() + within
         while self.process.poll() is None:
             assert time.monotonic() < end, f"it does not end; it printed {self.seen!r}"
-            if select.select([self._master], [], [], 0.05)[0]:
-                self.seen += os.read(self._master, 65_536).decode("utf-8", "replace")
+            self._read(0.05)
+        while self._read(0):
+            pass  # its last words
         return self.process.returncode
+
+    def _read(self, patience: float) -> bool:
+        """Take what was printed, if anything comes in time."""
+        if not select.select([self._master], [], [], patience)[0]:
+            return False
+        self.seen += os.read(self._master, 65_536).decode("utf-8", "replace")
+        return True
 
     @property
     def is_restored(self) -> bool:

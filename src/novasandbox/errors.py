@@ -28,8 +28,13 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from novasandbox.core.hypervisor import SandboxState
     from novasandbox.guest.process import ExecResult
+
+# Of output and logs, in the errors that go to other processes.
+_MOST_TEXT = 4_000
 
 
 class NovaError(Exception):
@@ -70,6 +75,13 @@ class NovaError(Exception):
             "fix": self.fix,
             "sandbox_id": self.sandbox_id,
         }
+
+    def restore(self, data: Mapping[str, Any]) -> None:
+        """Take over what `details` of this class gave beyond those of NovaError."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The inherited one calls the class with `args`, and ours take more than those.
+        return _bare, (type(self), self.args), self.__dict__
 
 
 class InvalidRequest(NovaError):
@@ -132,6 +144,13 @@ class IllegalTransition(InvalidRequest):
         states = {"current": self.current.name, "required": [s.name for s in self.required]}
         return super().details() | states
 
+    def restore(self, data: Mapping[str, Any]) -> None:
+        """Take over the states."""
+        from novasandbox.core.hypervisor import SandboxState
+
+        self.current = SandboxState[data["current"]]
+        self.required = tuple(SandboxState[name] for name in data["required"])
+
 
 class Unavailable(NovaError):
     """Nothing is wrong with the call; the host cannot serve it now."""
@@ -184,6 +203,15 @@ class TemplateBuildFailed(Unavailable):
     def __str__(self) -> str:
         return f"{super().__str__()}\n{self.log}" if self.log else super().__str__()
 
+    def details(self) -> dict[str, Any]:
+        """The error as plain data, with the step and the end of its log."""
+        return super().details() | {"step": self.step, "log": self.log[-_MOST_TEXT:]}
+
+    def restore(self, data: Mapping[str, Any]) -> None:
+        """Take over the step and the log."""
+        self.step = str(data.get("step", ""))
+        self.log = str(data.get("log", ""))
+
 
 class SandboxFailed(NovaError):
     """The sandbox is gone and will not come back; make a new one."""
@@ -224,6 +252,26 @@ class CommandFailed(OperationFailed):
         self.result = result
         super().__init__(what, why=result.stderr.strip()[-500:] or None, sandbox_id=sandbox_id)
 
+    def details(self) -> dict[str, Any]:
+        """The error as plain data, with how the command ended and the end of its output."""
+        return super().details() | {
+            "exit_code": self.result.exit_code,
+            "signal": self.result.signal,
+            "stdout": self.result.stdout[-_MOST_TEXT:],
+            "stderr": self.result.stderr[-_MOST_TEXT:],
+        }
+
+    def restore(self, data: Mapping[str, Any]) -> None:
+        """Take over the result."""
+        from novasandbox.guest.process import ExecResult
+
+        self.result = ExecResult(
+            exit_code=int(data.get("exit_code", 1)),
+            signal=data.get("signal"),
+            stdout_bytes=str(data.get("stdout", "")).encode("utf-8", "replace"),
+            stderr_bytes=str(data.get("stderr", "")).encode("utf-8", "replace"),
+        )
+
 
 class CommandNotStarted(OperationFailed):
     """The program never ran: missing, not executable, no such folder or user.
@@ -253,6 +301,15 @@ class CommandNotStarted(OperationFailed):
 
         return 127 if self.stage == "exec" and self.errno == ENOENT else 126
 
+    def details(self) -> dict[str, Any]:
+        """The error as plain data, with errno and stage."""
+        return super().details() | {"errno": self.errno, "stage": self.stage}
+
+    def restore(self, data: Mapping[str, Any]) -> None:
+        """Take over errno and stage."""
+        self.errno = int(data.get("errno", 0))
+        self.stage = str(data.get("stage", "exec"))
+
 
 class _WithOutput(OperationFailed):
     """Shared by the errors that end a command early: what it had printed until then."""
@@ -281,6 +338,18 @@ class _WithOutput(OperationFailed):
         """What was printed on standard error so far, as text."""
         return self.stderr_bytes.decode("utf-8", "replace")
 
+    def details(self) -> dict[str, Any]:
+        """The error as plain data, with the end of the output."""
+        return super().details() | {
+            "stdout": self.stdout[-_MOST_TEXT:],
+            "stderr": self.stderr[-_MOST_TEXT:],
+        }
+
+    def restore(self, data: Mapping[str, Any]) -> None:
+        """Take over the output."""
+        self.stdout_bytes = str(data.get("stdout", "")).encode("utf-8", "replace")
+        self.stderr_bytes = str(data.get("stderr", "")).encode("utf-8", "replace")
+
 
 class OperationTimeout(_WithOutput, TimeoutError):
     """The operation took longer than it was given; its process tree was ended."""
@@ -306,9 +375,25 @@ class FileError(OperationFailed, OSError):
         NovaError.__init__(
             self, what, why=why or os.strerror(errno), fix=fix, sandbox_id=sandbox_id
         )
+        self._take(errno, path)
+
+    def _take(self, errno: int, path: str | bytes) -> None:
         self.errno = errno
         self.strerror = os.strerror(errno)
         self.filename = path
+
+    def details(self) -> dict[str, Any]:
+        """The error as plain data, with errno and the path."""
+        return super().details() | {"errno": self.errno, "path": os.fsdecode(self.filename)}
+
+    def restore(self, data: Mapping[str, Any]) -> None:
+        """Take over errno and the path."""
+        self._take(int(data.get("errno", 0)), str(data.get("path", "")))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # These three are no part of `__dict__` in an OSError.
+        own = {"errno": self.errno, "strerror": self.strerror, "filename": self.filename}
+        return _bare, (type(self), self.args), self.__dict__ | own
 
 
 class SnapshotInvalid(OperationFailed):
@@ -335,9 +420,12 @@ def from_details(data: dict[str, Any]) -> NovaError:
         fix=data.get("fix"),
         sandbox_id=data.get("sandbox_id"),
     )
-    if isinstance(error, IllegalTransition):
-        from novasandbox.core.hypervisor import SandboxState
+    error.restore(data)
+    return error
 
-        error.current = SandboxState[data["current"]]
-        error.required = tuple(SandboxState[name] for name in data["required"])
+
+def _bare(cls: type[NovaError], arguments: tuple[Any, ...]) -> NovaError:
+    """An error without its attributes, for copies and pickles."""
+    error = cls.__new__(cls)
+    error.args = arguments
     return error

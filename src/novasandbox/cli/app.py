@@ -92,6 +92,7 @@ def _print_version(ctx: click.Context, _param: click.Parameter, asked: bool) -> 
 @click.group(
     cls=Verbs,
     epilog=_EPILOG,
+    invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.option(
@@ -102,8 +103,11 @@ def _print_version(ctx: click.Context, _param: click.Parameter, asked: bool) -> 
     callback=_print_version,
     help="Print the version.",
 )
-def nova() -> None:
+@click.pass_context
+def nova(ctx: click.Context) -> None:
     """Run code that nobody trusts, each in a microVM of its own."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -111,11 +115,22 @@ def run(arguments: Sequence[str]) -> int:
     _open_standard_descriptors()
     _set_up_logging()
     try:
-        result = nova.main(list(arguments), prog_name="nova", standalone_mode=False)
+        result = _invoke(arguments)
         sys.stdout.flush()
     except BaseException as error:  # noqa: BLE001  (each kind has its exit code)
         return errors.conclude(error, arguments)
     return result if isinstance(result, int) else 0
+
+
+def _invoke(arguments: Sequence[str]) -> object:
+    """What click's `main` does, apart from the exit codes, which are ours."""
+    asked = os.environ.get("_NOVA_COMPLETE")
+    if asked:
+        from click.shell_completion import shell_complete
+
+        return shell_complete(nova, {}, "nova", "_NOVA_COMPLETE", asked)
+    with nova.make_context("nova", list(arguments)) as context:
+        return nova.invoke(context)
 
 
 def _open_standard_descriptors() -> None:
@@ -129,6 +144,9 @@ def _open_standard_descriptors() -> None:
         except OSError:
             # The lowest free number is taken, which is this one.
             os.open(os.devnull, os.O_RDWR)
+    sys.stdin = sys.stdin or open(0)  # noqa: SIM115
+    sys.stdout = sys.stdout or open(1, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w")  # noqa: SIM115
 
 
 def _set_up_logging() -> None:

@@ -51,7 +51,7 @@ def conclude(error: BaseException, arguments: Sequence[str]) -> int:
             return 128 + error.number
         case KeyboardInterrupt() | click.Abort():
             return INTERRUPTED
-        case BrokenPipeError() if not isinstance(error, NovaError):
+        case BrokenPipeError():
             _forget_stdout()
             return _BROKEN_PIPE
     as_json = has_json_flag(arguments)

@@ -19,48 +19,27 @@ _SECONDS = {"ms": 0.001, "": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|[smhd]?)")
 
 
-class Mebibytes(click.ParamType):
-    """A size in MiB: `512`, `512M`, `1.5G`."""
-
-    name = "size"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        """Read it; whole MiB only."""
-        if isinstance(value, int):
-            return value
-        match = _SIZE.fullmatch(str(value).strip())
-        if match is None:
-            self.fail(f"{value!r} is not a size; give MiB, or a unit as in 512M or 1G.", param, ctx)
-        size = float(match[1]) * _UNITS[match[2].lower()]
-        if size < 1 or size != int(size):
-            self.fail(f"{value!r} is not a whole number of MiB.", param, ctx)
-        return int(size)
+def size(text: str) -> int:
+    """Read a size in MiB: `512`, `512M`, `1.5G`; whole MiB only."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise click.BadParameter(f"{text!r} is not a size; give MiB, or a unit as in 512M or 1G.")
+    number = float(match[1]) * _UNITS[match[2].lower()]
+    if number < 1 or number != int(number):
+        raise click.BadParameter(f"{text!r} is not a whole number of MiB.")
+    return int(number)
 
 
-class Duration(click.ParamType):
-    """Seconds: `90`, `90s`, `5m`, `1h`; `none` is infinity."""
-
-    name = "duration"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """Read it; above 0."""
-        if isinstance(value, int | float):
-            return float(value)
-        text = str(value).strip().lower()
-        if text in ("none", "never"):
-            return math.inf
-        match = _DURATION.fullmatch(text)
-        if match is None or float(match[1]) == 0:
-            self.fail(
-                f"{value!r} is not a duration; give seconds above 0, a unit as in 5m, or none.",
-                param,
-                ctx,
-            )
-        return float(match[1]) * _SECONDS[match[2]]
+def duration(text: str) -> float:
+    """Read seconds above 0: `90`, `90s`, `5m`, `1h`; `none` is infinity."""
+    if text.strip().lower() in ("none", "never"):
+        return math.inf
+    match = _DURATION.fullmatch(text.strip().lower())
+    if match is None or float(match[1]) == 0:
+        raise click.BadParameter(
+            f"{text!r} is not a duration; give seconds above 0, a unit as in 5m, or none."
+        )
+    return float(match[1]) * _SECONDS[match[2]]
 
 
 def limit(seconds: float | None) -> float | None:
@@ -111,9 +90,9 @@ def machine_options(function: Function) -> Function:
         function,
         click.option("--template", metavar="NAME", help="Template.  [default: debian-python]"),
         click.option("--image", metavar="REF", help="OCI image, instead of a template."),
-        click.option("--memory", type=Mebibytes(), help="Memory: 512M, 1G.  [default: 256M]"),
+        click.option("--memory", type=size, help="Memory: 512M, 1G.  [default: 256M]"),
         click.option("--cpus", type=int, help="Virtual CPUs.  [default: 1]"),
-        click.option("--disk", type=Mebibytes(), help="Writable disk: 4G.  [default: 2G]"),
+        click.option("--disk", type=size, help="Writable disk: 4G.  [default: 2G]"),
         click.option("--name", help="A name, unique among living sandboxes."),
         click.option("--provider", help="Hypervisor, as listed by nova doctor.  [default: auto]"),
         click.option(
@@ -150,11 +129,8 @@ def command_options(function: Function) -> Function:
 
 def machine_settings(options: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `Sandbox.create` for the machine options that were given."""
-    if options.get("kernel"):
-        # What finds the kernel is the template's build, and the keeper's when it is started.
-        os.environ["NOVA_KERNEL"] = str(Path(options["kernel"]).absolute())
     names = {"memory": "memory_mib", "cpus": "vcpus", "disk": "disk_mib"}
-    known = ("template", "image", "memory", "cpus", "disk", "name", "provider")
+    known = ("template", "image", "memory", "cpus", "disk", "name", "provider", "kernel")
     return {names.get(n, n): options[n] for n in known if options.get(n) is not None}
 
 

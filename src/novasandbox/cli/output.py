@@ -51,7 +51,9 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         return
     widths = [max(len(row[n]) for row in [columns, *cells]) for n in range(len(columns))]
     for row in [columns, *cells]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
 
 
 def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -60,11 +62,14 @@ def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, no_wrap=True, overflow="ellipsis")
+    for number, column in enumerate(columns):
+        # What does not fit is cut off the last column: an id that is cut is of no use.
+        last = number == len(columns) - 1
+        width = None if last else max(len(row[number]) for row in [columns, *rows])
+        table.add_column(column, no_wrap=True, overflow="ellipsis", min_width=width)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
+    Console().print(table, crop=False)
 
 
 def note(text: str, *, quiet: bool = False) -> None:

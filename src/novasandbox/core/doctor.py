@@ -64,12 +64,12 @@ async def doctor_async() -> Report:
         of_providers += findings
     if chosen is None and not any(f.state == "fail" for f in of_providers):
         of_providers.append(_no_provider())
-    findings = (*host, *of_providers, *template)
+    everything = (*host, *of_providers, *template)
     return Report(
-        ok=not any(finding.state == "fail" for finding in findings),
+        ok=not any(finding.state == "fail" for finding in everything),
         provider=chosen[0] if chosen else None,
         accelerator=chosen[1].accelerator if chosen else None,
-        findings=findings,
+        findings=everything,
     )
 
 

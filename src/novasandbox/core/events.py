@@ -49,6 +49,6 @@ def read_events(path: Path) -> list[Event]:
         try:
             data = json.loads(line)
             found.append(Event(float(data.pop("time")), str(data.pop("kind")), data))
-        except (ValueError, KeyError, TypeError):
+        except (AttributeError, KeyError, TypeError, ValueError):
             continue  # The last line of a killed process may be half a line.
     return found

@@ -188,6 +188,8 @@ class _Client(asyncio.Protocol):
     def _attach(self, message: Message) -> None:
         if message.type is not Frame.ATTACH or len(message.payload) != 34:
             raise FrameError("the first frame must be ATTACH")
+        if self._holder.failure is not None:
+            raise self._holder.failure.with_traceback(None)
         channel = self._holder.channel
         boot_id = channel.boot_id if channel is not None else b""
         window = channel.send_window if channel is not None else DEFAULT_WINDOW

@@ -111,7 +111,7 @@ class Holder:
         try:
             holder._machine = await provider.adopt(record.directory, record.machine)
             holder.channel = holder._new_channel(holder._machine, takeover=True)
-            await holder.channel.open(_ANSWER_DEADLINE)
+            await holder._shake_hands()
             holder.record = registry.change(record, owner=Owner.self())
             await holder._serve()
             await holder._reopen_ports()
@@ -120,6 +120,17 @@ class Holder:
             raise
         holder._note("adopted")
         return holder
+
+    async def _shake_hands(self) -> None:
+        """Attach to a guest that ran for another holder; a paused one runs for that long."""
+        assert self._machine is not None
+        assert self.channel is not None
+        paused = self.state is SandboxState.PAUSED
+        if paused:
+            await self._machine.resume()
+        await self.channel.open(_ANSWER_DEADLINE)
+        if paused:
+            await self._stand_still()
 
     async def _boot(self, config: SandboxConfig, prepared: Prepared, name: str) -> None:
         owner = _owner_descriptor()
@@ -199,6 +210,11 @@ class Holder:
         """The sandbox's state."""
         return self.record.state
 
+    @property
+    def failure(self) -> NovaError | None:
+        """Why it has ended or is ending; None while it lives."""
+        return self._failure
+
     async def set_timeout(self, seconds: float | None) -> None:
         """Let it live `seconds` from now; None: no end."""
         SandboxConfig(timeout=seconds)
@@ -211,10 +227,13 @@ class Holder:
     async def pause(self) -> None:
         """Stop the vCPUs. Raises IllegalTransition unless it runs."""
         self._require(SandboxState.RUNNING, verb="pause")
+        await self._stand_still()
+        self._become(SandboxState.PAUSED)
+
+    async def _stand_still(self) -> None:
         assert self._machine is not None
         assert self.channel is not None
         await self._machine.pause()
-        self._become(SandboxState.PAUSED)
         self.channel.refusal = IllegalTransition(
             "the guest takes no requests",
             current=SandboxState.PAUSED,
@@ -255,6 +274,8 @@ class Holder:
 
     def _remember_ports(self) -> None:
         assert self._ports is not None
+        if self._ending is not None:
+            return
         ports = {str(port): host for port, host in self._ports.table.items()}
         self.record = registry.change(self.record, ports=ports)
 
@@ -371,6 +392,8 @@ class Holder:
 
     def _start_ending(self, state: SandboxState, reason: str, *, expired: bool = False) -> None:
         if self._ending is None:
+            # Known here at once; on disk when all is given back.
+            self.record = replace(self.record, state=state, reason=reason, expired=expired)
             self._ending = asyncio.create_task(self._finish(state, reason, expired))
 
     async def _end(self, state: SandboxState, reason: str) -> None:

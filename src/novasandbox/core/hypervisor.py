@@ -104,7 +104,8 @@ class SandboxConfig:
     overlay, from 16. user, cwd, env: what commands run as, in, and with, unless the call
     says otherwise. metadata: labels of your own, to find it by. name: unique among the
     living. timeout: its life in seconds; None: no end. on_timeout: `kill`. provider:
-    `auto` or a provider's name. detach: it outlives its maker.
+    `auto` or a provider's name. kernel: a guest kernel's path; None: that of NOVA_KERNEL,
+    else Debian's. detach: it outlives its maker.
     """
 
     template: str | None = None
@@ -122,6 +123,7 @@ class SandboxConfig:
     on_timeout: Literal["kill"] = "kill"
     network: None = None
     provider: str = "auto"
+    kernel: str | None = None
     detach: bool = False
 
     def __post_init__(self) -> None:

@@ -71,6 +71,7 @@ class Keeper:
         self._idle: asyncio.TimerHandle | None = None
         self._stop = asyncio.Event()
         self._adopting = asyncio.Lock()
+        self._adoptions: set[asyncio.Task[None]] = set()
 
     async def run(self, ready: int | None) -> None:
         """Serve until nothing has been held for a minute, or SIGTERM."""
@@ -102,6 +103,13 @@ class Keeper:
         self._hold(holder)
         return holder.id
 
+    def adoption(self) -> asyncio.Task[None]:
+        """Take over what nobody holds, whatever becomes of the one who asks for it."""
+        task = asyncio.create_task(self.adopt_orphans())
+        self._adoptions.add(task)
+        task.add_done_callback(self._adoptions.discard)
+        return task
+
     async def adopt_orphans(self) -> None:
         """Take over every detached sandbox that nobody holds."""
         async with self._adopting:
@@ -120,6 +128,7 @@ class Keeper:
         holder.on_end = self._forget
         if holder.ended.is_set():
             self._forget(holder)
+        self._rest()
 
     def _forget(self, holder: Holder) -> None:
         self._holders.pop(holder.id, None)
@@ -191,7 +200,7 @@ class _Caller(asyncio.Protocol):
             case "create":
                 return await self._keeper.create(arguments["settings"])
             case "adopt":
-                return await self._keeper.adopt_orphans()
+                return await asyncio.shield(self._keeper.adoption())
         raise InvalidRequest(f"the keeper knows no verb {name!r}")
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002

@@ -37,7 +37,8 @@ class Owner:
     def load(cls, data: Any) -> Owner | None:
         """From `as_data`'s result; None where it is none."""
         if isinstance(data, dict) and isinstance(data.get("pid"), int):
-            return cls(data["pid"], float(data.get("started", 0)))
+            started = data.get("started", 0.0)
+            return cls(data["pid"], float(started)) if isinstance(started, int | float) else None
         return None
 
     def as_data(self) -> dict[str, Any]:

@@ -61,7 +61,7 @@ async def prepare(config: SandboxConfig) -> Prepared:
     from novasandbox.core.template_manager import TemplateManager
     from novasandbox.images import scratch
 
-    manager = TemplateManager()
+    manager = TemplateManager(kernel=Path(config.kernel) if config.kernel else None)
     name = config.template or DEFAULT_TEMPLATE
     artifacts = await manager.artifacts(name)
     least = artifacts.template.minimum_memory_mib

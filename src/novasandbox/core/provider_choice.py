@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING
 
 from novasandbox.core.hypervisor import BaseHypervisor, Probe
 from novasandbox.errors import InvalidConfig, ProviderUnavailable
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP = "novasandbox.providers"
 _PREFERENCE = (
@@ -29,6 +32,9 @@ def names() -> list[str]:
 
 
 def _points() -> tuple[EntryPoint, ...]:
+    # Some 20 ms to import, and whoever only connects to a sandbox chooses nothing.
+    from importlib.metadata import entry_points
+
     return tuple(entry_points(group=GROUP))
 
 

@@ -83,9 +83,12 @@ class Record:
         if not isinstance(data, dict) or data.get("format") != _FORMAT:
             return None
         known = {k: v for k, v in data.items() if k in cls.__dataclass_fields__}
-        known["state"] = SandboxState(known["state"])
-        known["owner"] = Owner.load(known.get("owner"))
-        return cls(**known)
+        try:
+            known["state"] = SandboxState(known["state"])
+            known["owner"] = Owner.load(known.get("owner"))
+            return cls(**known)
+        except (KeyError, TypeError, ValueError):
+            return None
 
 
 def config_data(config: SandboxConfig) -> dict[str, Any]:

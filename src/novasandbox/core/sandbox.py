@@ -110,12 +110,24 @@ class _Creating(Awaitable["Sandbox"]):
 
 async def _create(config: SandboxConfig) -> Sandbox:
     if config.detach:
-        settings = {each.name: getattr(config, each.name) for each in fields(config)}
-        settings |= {"env": dict(config.env), "metadata": dict(config.metadata)}
-        identity = await create_detached(settings)
+        identity = await create_detached(_settled(config))
         return await Sandbox.connect(identity)
     holder = await Holder.create(config)
     return Sandbox(LocalSession(holder), holder.record)
+
+
+def _settled(config: SandboxConfig) -> dict[str, Any]:
+    """A configuration as data for the keeper, whose folder and environment are not ours."""
+    settings = {each.name: getattr(config, each.name) for each in fields(config)}
+    settings |= {"env": dict(config.env), "metadata": dict(config.metadata)}
+    kernel = config.kernel or os.environ.get("NOVA_KERNEL")
+    if kernel:
+        settings["kernel"] = os.path.abspath(kernel)
+    if config.template and ("/" in config.template or config.template.endswith(".json")):
+        settings["template"] = os.path.abspath(config.template)
+    if config.provider == "auto":
+        settings["provider"] = os.environ.get("NOVA_PROVIDER") or "auto"
+    return settings
 
 
 class Sandbox:
@@ -157,13 +169,15 @@ class Sandbox:
         on_timeout: Literal["kill"] = "kill",
         network: None = None,
         provider: str = "auto",
+        kernel: str | None = None,
         detach: bool = False,
     ) -> _Creating:
         """A running sandbox; await it, or use it in `async with`.
 
         template: `debian-python` unless named. memory_mib, disk_mib: MiB. user, cwd, env: for
         every command, unless the command says otherwise. timeout: its life in seconds; None:
-        no end. detach: it outlives this process, until its timeout or `kill`.
+        no end. kernel: a guest kernel's path, instead of NOVA_KERNEL's or Debian's.
+        detach: it outlives this process, until its timeout or `kill`.
 
         Raises InvalidConfig, TemplateNotFound, NameTaken; Unavailable kinds (a provider, a
         download or host resources are missing); BootFailed, GuestPanicked. Whatever happens,
@@ -186,6 +200,7 @@ class Sandbox:
                 on_timeout=on_timeout,
                 network=network,
                 provider=provider,
+                kernel=kernel,
                 detach=detach,
             )
         )

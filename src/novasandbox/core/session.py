@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import json
 import os
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from novasandbox.core.gate import ADOPT, CONTROL, perform
 from novasandbox.core.holder import Holder
 from novasandbox.core.registry import Record
 from novasandbox.errors import GuestUnreachable, NovaError, OutcomeUnknown, from_details
-from novasandbox.guest.channel import Channel, Passenger
-from novasandbox.guest.frames import Fields, Message, encode, encode_fields
-from novasandbox.guest.protocol import Frame, Tag
+from novasandbox.guest.channel import Channel, Dial, Passenger
+from novasandbox.guest.frames import FieldList, Fields, Message, encode, encode_fields
+from novasandbox.guest.protocol import DEFAULT_WINDOW, Frame, Tag
 from novasandbox.guest.stream import Stream
 
 _DIAL_DEADLINE = 10.0
@@ -62,6 +63,23 @@ class RemoteChannel(Channel):
 
     direct = False
 
+    def __init__(
+        self,
+        dial: Dial,
+        *,
+        holder: bytes,
+        on_lost: Callable[[BaseException], Awaitable[NovaError]] | None = None,
+    ) -> None:
+        super().__init__(dial, holder=holder, on_lost=on_lost)
+        self._unsent: set[int] = set()
+
+    def request(self, op: int, fields: FieldList = (), *, window: int = DEFAULT_WINDOW) -> Stream:
+        connected = self.connected
+        stream = super().request(op, fields, window=window)
+        if not connected:
+            self._unsent.add(stream.id)
+        return stream
+
     def goodbye(self, payload: bytes) -> Exception:
         """The holder says why, as data: the same error is raised here."""
         try:
@@ -84,6 +102,11 @@ class RemoteChannel(Channel):
         """A new holder knows none of our numbers: it is told the guest's."""
         assert isinstance(stream, Stream)
         if stream.request is not None and not stream.state.done():
+            if stream.id in self._unsent:
+                self._unsent.remove(stream.id)
+                self.post(stream.request)
+                stream.input.resend(0)
+                return b""
             stream.fail(
                 OutcomeUnknown(
                     "the sandbox's holder died while a request was under way",

@@ -1,0 +1,51 @@
+"""A fresh sandbox for one command: its template built in sight, then made."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from novasandbox.cli.output import note
+from novasandbox.cli.progress import build
+from novasandbox.core.hypervisor import DEFAULT_TIMEOUT
+from novasandbox.core.sandbox import Sandbox
+
+
+async def make(settings: Mapping[str, Any], *, quiet: bool) -> Sandbox:
+    """A sandbox; a template that has to be built first is seen being built."""
+    create = Sandbox.create(**settings)  # checked before anything is built
+    await build(settings.get("template"), kernel=settings.get("kernel"), quiet=quiet)
+    return await create
+
+
+@contextlib.asynccontextmanager
+async def fresh(
+    settings: Mapping[str, Any], *, detach: bool, quiet: bool
+) -> AsyncIterator[Sandbox]:
+    """A sandbox that is gone after the block; with `detach` it stays for another while.
+
+    One that stays has its time-to-live renewed as long as we are here, so that it goes when
+    we are killed.
+    """
+    lifetime = DEFAULT_TIMEOUT if detach else None
+    sandbox = await make({**settings, "timeout": lifetime, "detach": detach}, quiet=quiet)
+    async with sandbox:
+        if not detach:
+            yield sandbox
+            return
+        renewing = asyncio.create_task(_renew(sandbox))
+        try:
+            yield sandbox
+        finally:
+            renewing.cancel()
+            await asyncio.wait((renewing,))
+        await sandbox.set_timeout(DEFAULT_TIMEOUT)
+        note(sandbox.id if quiet else f"nova: sandbox {sandbox.id} stays for 5 minutes")
+
+
+async def _renew(sandbox: Sandbox) -> None:
+    while True:
+        await asyncio.sleep(DEFAULT_TIMEOUT / 3)
+        await sandbox.set_timeout(DEFAULT_TIMEOUT)
