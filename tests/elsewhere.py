@@ -85,4 +85,7 @@ def end_keeper(nova_home: Path, number: signal.Signals = signal.SIGTERM) -> None
 
 def living(nova_home: Path) -> set[str]:
     """The directories of sandboxes."""
-    return {name for name in os.listdir(nova_home / "run") if not name.startswith(".")}
+    run = nova_home / "run"
+    if not run.is_dir():
+        return set()
+    return {name for name in os.listdir(run) if not name.startswith(".")}

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -236,26 +234,28 @@ async def test_a_waiter_can_be_cancelled_and_the_builder_goes_on(store: Store) -
     assert (await first).path.is_dir()
 
 
-def _hang(root: Path, ready: Any) -> None:
-    async def build(folder: Path) -> None:
-        (folder / "half").write_text("half")
-        ready.set()
-        await asyncio.sleep(60)
+_HANGING_BUILD = """
+import asyncio, sys
+from pathlib import Path
+from novasandbox.images.store import Store
 
-    asyncio.run(Store(root).obtain("thing", WANTED, build))
+async def build(folder):
+    (folder / "half").write_text("half")
+    print("ready", flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(Store(Path(sys.argv[1])).obtain("thing", {"version": 1}, build))
+"""
 
 
 async def test_what_a_killed_build_left_is_collected_by_the_next(store: Store) -> None:
-    context = multiprocessing.get_context("spawn")
-    ready = context.Event()
-    other = context.Process(target=_hang, args=(store.root.parent, ready))
-    other.start()
-    assert await asyncio.to_thread(ready.wait, 30)
-    store.collect()
-    assert len(temporary(store)) == 1, "a living build was disturbed"
-    assert other.pid
-    os.kill(other.pid, signal.SIGKILL)
-    await asyncio.to_thread(other.join)
+    command = [sys.executable, "-c", _HANGING_BUILD, str(store.root.parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"ready\n"
+        store.collect()
+        assert len(temporary(store)) == 1, "a living build was disturbed"
+        other.kill()
     await store.obtain("thing", WANTED, Builder())
     assert temporary(store) == []
 

@@ -17,7 +17,8 @@ PACKAGE = Path(novasandbox.__file__).parent
 BASE = ["errors", "native"]
 # What a room may know of the package at run time; a folder's name stands for all that is in it.
 MAY_IMPORT = {
-    "errors": ["core.hypervisor"],  # IllegalTransition carries two SandboxStates
+    # IllegalTransition carries SandboxStates, CommandFailed an ExecResult.
+    "errors": ["core.hypervisor", "guest.process"],
     "native": ["errors"],
     "guest": [*BASE, "guest"],
     "images": [*BASE, "images", "core.home", "core.atomic"],
@@ -35,7 +36,9 @@ MAY_IMPORT = {
         "core.uids",
     ],
     "cli": [*BASE, "cli", "core", "guest", ""],
-    "sync": [*BASE, "core", "guest", ""],
+    # The twin of a class of the core has its arguments, and their types and defaults.
+    "__main__": ["cli"],
+    "sync": [*BASE, "sync", "core", "guest", "images", ""],
     "": [*BASE, "core", "guest"],
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -68,6 +71,7 @@ def imported(file: Path) -> Iterator[tuple[int, str]]:
             names = [
                 f"{base}.{alias.name}" if is_module(base, alias.name) else base
                 for alias in node.names
+                if alias.name != "__version__"
             ]
         else:
             continue

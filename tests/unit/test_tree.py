@@ -15,7 +15,7 @@ FOLDERS = ["src", "native", "tests", "scripts", "docs", "examples", ".github", "
 NOT_COMMITTED = {"__pycache__", "_native"}
 # In pieces, so that this file does not hold them either.
 FOREIGN = [
-    "/ro" + "ot/",
+    "/ro" + "ot/.",
     "/wo" + "rk/main",
     "/wo" + "rk/shared",
     "deb.deb" + "ian.org",

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 # Under emulation a boot takes about 3 s, on a loaded host several times that.
 _DEADLINE = 45.0
 _ATTEMPTS = 2
+# With less than this a guest may never get as far as to say what it lacks.
+_SCARCE_MIB = 128
 _RETRIED = (BootFailed, GuestPanicked, GuestUnreachable, VmmCrashed)
 
 
@@ -76,6 +78,7 @@ async def _first_answer(machine: Machine, channel: Channel, spec: MachineSpec) -
         raise BootFailed(
             f"the guest gave no sign of life within {_DEADLINE:g} s",
             why=last_words(machine.console()),
+            fix=_more_memory(spec) if spec.memory_mib < _SCARCE_MIB else None,
             sandbox_id=spec.id,
         )
     finally:
@@ -92,7 +95,7 @@ def _ended(machine: Machine, reason: str, spec: MachineSpec) -> NovaError:
         return GuestPanicked(
             "the guest's kernel panicked while booting",
             why=panic,
-            fix=f"Give it more than memory_mib={spec.memory_mib}." if small else None,
+            fix=_more_memory(spec) if small or spec.memory_mib < _SCARCE_MIB else None,
             sandbox_id=spec.id,
         )
     words = last_words(console)
@@ -101,3 +104,7 @@ def _ended(machine: Machine, reason: str, spec: MachineSpec) -> NovaError:
         why=f"{reason}; its last words: {words}" if words else reason,
         sandbox_id=spec.id,
     )
+
+
+def _more_memory(spec: MachineSpec) -> str:
+    return f"Give it more than memory_mib={spec.memory_mib}."

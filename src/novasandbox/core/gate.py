@@ -16,21 +16,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from novasandbox.core import sockets
+from novasandbox.core.forwarded import Forwarded
 from novasandbox.errors import InvalidRequest, NovaError, OperationFailed
 from novasandbox.guest.frames import (
     Fields,
     FrameError,
     Message,
     Parser,
-    decode_data,
     encode,
     encode_fields,
 )
 from novasandbox.guest.protocol import (
     ATTACH_MAGIC,
     DEFAULT_WINDOW,
-    STDERR,
-    STDOUT,
     VERSION,
     Frame,
     Op,
@@ -82,54 +80,6 @@ class Gate:
             client.dismiss(error)
 
 
-class _Forwarded:
-    """A client's stream on the guest's channel; has what the channel asks of a stream."""
-
-    def __init__(self, client: _Client, own: int, number: int, request: bytes | None) -> None:
-        self.id = number
-        self.finished = False
-        self.foreground = True
-        self._client = client
-        self._own = own
-        self._request = request
-        self._offsets = {STDOUT: 0, STDERR: 0}
-
-    def take(self, message: Message) -> None:
-        """Pass a frame of the guest's on to the client."""
-        payload = message.payload
-        match message.type:
-            case Frame.DATA:
-                offset, data = decode_data(payload)
-                self._offsets[message.channel or STDOUT] = offset + len(data)
-            case Frame.STATE:
-                self._request = None
-                payload += encode_fields([(Tag.STREAM, self.id)])
-            case Frame.REPLY:
-                self.finished = True
-            case Frame.CREDIT | Frame.END:
-                pass
-            case _:
-                raise FrameError(f"{message.type.name} is not the guest's to send")
-        self._client.write(encode(message.type, self._own, payload, message.channel))
-
-    def resume(self) -> bytes:
-        """The frame that goes on with this stream over a new connection to the guest."""
-        if self._request is not None:
-            return self._request
-        payload = b"".join(self._offsets[n].to_bytes(8, "little") for n in (STDOUT, STDERR))
-        return encode(Frame.RESUME, self.id, payload)
-
-    def seen(self, first: int, second: int) -> None:
-        """The client adopts the stream and has these offsets already."""
-        self._offsets = {STDOUT: first, STDERR: second}
-
-    def fail(self, error: BaseException) -> None:
-        """The connection to the guest is lost for good."""
-        if not self.finished:
-            self.finished = True
-            self._client.fail(self._own, error)
-
-
 class _Client(asyncio.Protocol):
     """One connection of another process."""
 
@@ -139,7 +89,7 @@ class _Client(asyncio.Protocol):
         self._parser = Parser()
         self._transport: asyncio.Transport | None = None
         self._attached = False
-        self._streams: dict[int, _Forwarded] = {}
+        self._streams: dict[int, Forwarded] = {}
         self.tasks: set[asyncio.Task[None]] = set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -210,10 +160,8 @@ class _Client(asyncio.Protocol):
         if message.type in (Frame.RELEASE, Frame.DETACH):
             del self._streams[message.stream]
             channel.drop_forwarded(stream, detach=message.type is Frame.DETACH)
-        elif message.type in (Frame.DATA, Frame.END, Frame.CREDIT, Frame.CANCEL):
-            channel.post(encode(message.type, stream.id, message.payload, message.channel))
         else:
-            raise FrameError(f"{message.type.name} is not a client's to send")
+            stream.send(message)
 
     def _request(self, message: Message) -> None:
         if len(message.payload) < 2:
@@ -238,8 +186,8 @@ class _Client(asyncio.Protocol):
             self.fail(message.stream, error)
             return
         frame = encode(Frame.REQUEST, number, message.payload)
-        stream = _Forwarded(self, message.stream, number, frame)
-        stream.foreground = not (op == Op.EXEC and fields.has(Tag.BACKGROUND))
+        lasts = op == Op.EXEC and fields.has(Tag.BACKGROUND)
+        stream = Forwarded(self, message.stream, number, frame, channel.post, foreground=not lasts)
         self._streams[message.stream] = stream
         channel.forward(stream, frame)
 
@@ -247,9 +195,8 @@ class _Client(asyncio.Protocol):
         channel = self._holder.channel
         assert channel is not None
         number = fields.number(Tag.STREAM)
-        stream = _Forwarded(self, own, number, None)
-        stream.foreground = False
-        stream.seen(fields.number(Tag.FIRST1), fields.number(Tag.FIRST2))
+        seen = fields.number(Tag.FIRST1), fields.number(Tag.FIRST2)
+        stream = Forwarded(self, own, number, None, channel.post, seen=seen, foreground=False)
         self._streams[own] = stream
         channel.forward(stream, stream.resume())
 

@@ -14,10 +14,10 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from novasandbox.errors import GuestUnreachable, NovaError, ProtocolViolation
+from novasandbox.errors import GuestUnreachable, InvalidRequest, NovaError, ProtocolViolation
 from novasandbox.guest.frames import (
-    Fields,
     FieldList,
+    Fields,
     FrameError,
     Message,
     Parser,
@@ -29,7 +29,9 @@ from novasandbox.guest.protocol import (
     DEFAULT_WINDOW,
     HEADER_SIZE,
     MAX_PAYLOAD,
+    MAX_WINDOW,
     VERSION,
+    Errno,
     Frame,
     Op,
     Tag,
@@ -59,7 +61,12 @@ class Passenger(Protocol):
 
 
 _RECONNECT_DEADLINE = 5.0
-_RELEASE_DELAY = 0.02
+_RECONNECT_PAUSE = 0.05
+# A connection that lived shorter than this is no success: the deadline goes on running.
+_STABLE = 1.0
+_FAREWELL_DELAY = 0.02
+# The numbers of a guest's streams may begin high, but leave room for many more.
+_MOST_STREAM = 2**31
 
 
 class Channel:
@@ -71,6 +78,9 @@ class Channel:
     on_lost: asked for the error that streams end with when the connection is lost for
         good; it may wait for the hypervisor's process to tell the reason.
     """
+
+    direct = True
+    """The other end is the agent itself, so that its stream numbers are ours."""
 
     def __init__(
         self,
@@ -88,9 +98,11 @@ class Channel:
         self._next = 1
         self._link: _Link | None = None
         self._window = DEFAULT_WINDOW
-        self._releases = bytearray()
-        self._release_timer: asyncio.TimerHandle | None = None
+        self._up = asyncio.Event()
+        self._farewells = bytearray()
+        self._farewell_timer: asyncio.TimerHandle | None = None
         self._reconnecting: asyncio.Task[None] | None = None
+        self._give_up_at = 0.0
         self._error: BaseException | None = None
         self.boot_id = b""
         self.refusal: NovaError | None = None
@@ -107,6 +119,8 @@ class Channel:
             async with asyncio.timeout(timeout):
                 await self._dial(link)
                 fields = await link.attach(self._holder, self._takeover)
+            self._raise_if_closed()
+            link.raise_if_lost()
         except TimeoutError as error:
             link.abort()
             raise GuestUnreachable(f"the guest did not answer within {timeout:g} s") from error
@@ -118,32 +132,59 @@ class Channel:
         self._window = fields.number(Tag.WINDOW, DEFAULT_WINDOW)
         self._next = max(self._next, fields.number(Tag.NEXT_STREAM, 1))
         self.boot_id = fields.get(Tag.BOOT_ID)
+        self._up.set()
         return fields
 
     def request(self, op: int, fields: FieldList = (), *, window: int = DEFAULT_WINDOW) -> Stream:
         """Send a request; it runs once or never.
 
-        Raises what closed the channel, or what `refusal` holds.
+        Raises what closed the channel, what `refusal` holds, and InvalidRequest for one that
+        does not fit a frame.
         """
-        self._raise_if_closed()
-        number = self._next
-        self._next += 1
         body = op.to_bytes(2, "little") + encode_fields(fields)
         if window != DEFAULT_WINDOW:
             body += encode_fields([(Tag.WINDOW, window)])
+        if len(body) > MAX_PAYLOAD:
+            raise InvalidRequest(
+                "the request is too long",
+                why=f"it has {len(body):,} bytes, and at most {MAX_PAYLOAD:,} can be sent",
+                fix="Put what is long into a file.",
+            )
+        number = self.reserve()
         frame = encode(Frame.REQUEST, number, body)
-        stream = Stream(self, number, frame, send_limit=self._window, window=window)
+        stream = Stream(
+            self,
+            number,
+            frame,
+            guest_id=number if self.direct else 0,
+            send_limit=self._window,
+            window=window,
+        )
         self._streams[number] = stream
         self.post(frame)
         return stream
 
     def adopt(self, number: int, *, window: int = DEFAULT_WINDOW) -> Stream:
-        """Attach to a stream that an earlier holder, or another handle, has started."""
-        self._raise_if_closed()
-        stream = Stream(self, number, None, send_limit=0, window=window)
-        self._streams[number] = stream
+        """Attach to a stream that an earlier holder, or another handle, has started.
+
+        number: the guest's. A stream that this channel carries already is shared.
+        """
+        for known in self._streams.values():
+            if isinstance(known, Stream) and known.guest_id == number:
+                return known
+        own = number if self.direct else self.reserve()
+        stream = Stream(self, own, None, guest_id=number, send_limit=0, window=window)
+        self._carry(stream)
         self.post(self.resume_frame(stream))
         return stream
+
+    def _carry(self, stream: Passenger) -> None:
+        """Dispatch to `stream` from now on; one that had its number before is told so."""
+        self._raise_if_closed()
+        before = self._streams.get(stream.id)
+        self._streams[stream.id] = stream
+        if before is not None and before is not stream:
+            before.take(Message(Frame.REPLY, 0, stream.id, Errno.ESTALE.to_bytes(4, "little")))
 
     async def call(self, op: Op, fields: FieldList = (), *, timeout: float | None = None) -> Reply:
         """A request without byte channels, from start to end; released when it returns."""
@@ -157,14 +198,15 @@ class Channel:
     def reserve(self) -> int:
         """A fresh stream number, for a request that is passed on for another process."""
         self._raise_if_closed()
+        if self.refusal is not None:
+            raise self.refusal.with_traceback(None)
         number = self._next
         self._next += 1
         return number
 
     def forward(self, stream: Passenger, frame: bytes) -> None:
         """Carry another process's stream, opened by `frame`."""
-        self._raise_if_closed()
-        self._streams[stream.id] = stream
+        self._carry(stream)
         self.post(frame)
 
     def drop_forwarded(self, stream: Passenger, *, detach: bool) -> None:
@@ -172,7 +214,7 @@ class Channel:
         if self._streams.get(stream.id) is not stream:
             return
         del self._streams[stream.id]
-        self.post(encode(Frame.DETACH if detach else Frame.RELEASE, stream.id))
+        self._farewell(stream.id, detach=detach, at_once=True)
 
     @property
     def send_window(self) -> int:
@@ -197,9 +239,9 @@ class Channel:
         """Write a frame, or drop it while there is no connection: resuming repeats it."""
         if self._link is None or not self._link.alive:
             return
-        if self._releases:
-            frame = bytes(self._releases) + frame
-            self._releases.clear()
+        if self._farewells:
+            frame = bytes(self._farewells) + frame
+            self._farewells.clear()
         self._link.write(frame)
 
     async def writable(self) -> None:
@@ -208,53 +250,66 @@ class Channel:
             link = self._link
             if link is not None and link.alive:
                 await link.writable()
-                return
-            await asyncio.sleep(0.01)
+                if link.alive:
+                    return
+            else:
+                self._up.clear()
+                await self._up.wait()
 
-    def forget(self, stream: Stream, *, release: bool = True) -> None:
-        """Drop a stream; RELEASE rides with the next frame, or goes alone soon."""
-        if self._streams.pop(stream.id, None) is None:
+    def forget(self, stream: Stream, *, detach: bool = False) -> None:
+        """Drop a stream; the guest ends it, or with `detach` goes on with it.
+
+        What tells the guest so rides with the next frame, or goes alone soon; while there is
+        no connection it waits for the next one.
+        """
+        if self._streams.get(stream.id) is not stream:
             return
+        del self._streams[stream.id]
         ended = stream.finished
         if not ended:
             stream.fail(BrokenPipeError("the request was given up"))
-        if not release or self._error is not None:
-            return
-        self._releases += encode(Frame.RELEASE, stream.id)
-        if not ended:
-            self._flush_releases()
-        elif self._release_timer is None:
-            loop = asyncio.get_running_loop()
-            self._release_timer = loop.call_later(_RELEASE_DELAY, self._flush_releases)
+        self._farewell(stream.id, detach=detach, at_once=not ended)
 
-    def _flush_releases(self) -> None:
-        if self._release_timer is not None:
-            self._release_timer.cancel()
-            self._release_timer = None
-        if self._releases:
+    def _farewell(self, number: int, *, detach: bool, at_once: bool) -> None:
+        if self._error is not None:
+            return
+        self._farewells += encode(Frame.DETACH if detach else Frame.RELEASE, number)
+        if at_once:
+            self._say_farewells()
+        elif self._farewell_timer is None:
+            loop = asyncio.get_running_loop()
+            self._farewell_timer = loop.call_later(_FAREWELL_DELAY, self._say_farewells)
+
+    def _say_farewells(self) -> None:
+        if self._farewell_timer is not None:
+            self._farewell_timer.cancel()
+            self._farewell_timer = None
+        if self._farewells:
             self.post(b"")
 
     async def close(self, error: BaseException | None = None) -> None:
         """End the connection; streams still open fail with `error`. Harmless when repeated."""
-        if self._error is None:
-            self._error = error or GuestUnreachable("the connection to the sandbox was closed")
-        if self._release_timer is not None:
-            self._release_timer.cancel()
+        self._end(error or GuestUnreachable("the connection to the sandbox was closed"))
         task, self._reconnecting = self._reconnecting, None
         if task is not None and task is not asyncio.current_task():
             task.cancel()
             await asyncio.wait((task,))
+
+    def _end(self, error: BaseException) -> None:
+        self._error = self._error or error
+        if self._farewell_timer is not None:
+            self._farewell_timer.cancel()
         if self._link is not None:
             self._link.abort()
+        self._up.set()
         streams, self._streams = list(self._streams.values()), {}
         for stream in streams:
             stream.fail(self._error)
 
     def _raise_if_closed(self) -> None:
         if self._error is not None:
-            raise self._error
-        if self.refusal is not None:
-            raise self.refusal
+            # One error is raised in many places: each has a traceback of its own.
+            raise self._error.with_traceback(None)
 
     # What differs between a guest's agent and a holder that passes frames on.
 
@@ -275,6 +330,8 @@ class Channel:
             return  # The agent repeats it whenever it sees the host come back.
         if message.type is Frame.GOAWAY:
             raise self.goodbye(message.payload)
+        if not message.stream:
+            raise FrameError(f"{message.type.name} on a connection that is attached")
         stream = self._streams.get(message.stream)
         if stream is not None:
             stream.take(message)
@@ -285,17 +342,23 @@ class Channel:
         """The connection is gone; reconnect unless it was closed on purpose."""
         if link is not self._link or self._error is not None:
             return
-        if isinstance(error, FrameError | NovaError):
+        if isinstance(error, NovaError):
             self._reconnecting = asyncio.create_task(self._give_up(_explain(error)))
-        else:
-            self._reconnecting = asyncio.create_task(self._reconnect(error))
+            return
+        now = asyncio.get_running_loop().time()
+        pause = _RECONNECT_PAUSE
+        if now - link.since >= _STABLE or not self._give_up_at:
+            self._give_up_at = now + _RECONNECT_DEADLINE
+            pause = 0.0
+        self._reconnecting = asyncio.create_task(self._reconnect(error, pause))
 
-    async def _reconnect(self, error: BaseException | None) -> None:
+    async def _reconnect(self, error: BaseException | None, pause: float) -> None:
         reason: BaseException = error or ConnectionResetError("the other end closed it")
         boot_id = self.boot_id
         try:
-            async with asyncio.timeout(_RECONNECT_DEADLINE):
+            async with asyncio.timeout_at(self._give_up_at):
                 while True:
+                    await asyncio.sleep(pause)
                     try:
                         await self.open(_RECONNECT_DEADLINE)
                         break
@@ -305,10 +368,13 @@ class Channel:
                             dial_error, (ConnectionRefusedError, FileNotFoundError)
                         ):
                             raise
-                        await asyncio.sleep(0.05)
+                    pause = _RECONNECT_PAUSE
         except (TimeoutError, OSError, NovaError) as last:
             await self._give_up(last if isinstance(last, NovaError) else reason)
             return
+        except Exception as unforeseen:
+            await self._give_up(unforeseen)
+            raise
         if self.boot_id != boot_id:
             await self._give_up(GuestUnreachable("the guest was started anew"))
             return
@@ -316,18 +382,22 @@ class Channel:
         for stream in list(self._streams.values()):
             if not stream.finished:
                 self.post(self.resume_frame(stream))
-        self._flush_releases()
+            if isinstance(stream, Stream) and stream.cancelled and not stream.finished:
+                self.post(encode(Frame.CANCEL, stream.id))
+        self._say_farewells()
 
     async def _give_up(self, reason: BaseException) -> None:
         error: BaseException
-        if self._on_lost is not None:
-            error = await self._on_lost(reason)
-        elif isinstance(reason, NovaError):
+        if isinstance(reason, NovaError):
             error = reason
         else:
             error = GuestUnreachable("the connection to the sandbox was lost", why=str(reason))
             error.__cause__ = reason
-        await self.close(error)
+        try:
+            if self._on_lost is not None:
+                error = await self._on_lost(reason)
+        finally:
+            self._end(error)
 
 
 def _explain(error: BaseException) -> BaseException:
@@ -353,6 +423,7 @@ class _Link(asyncio.Protocol):
         self._hunt = False
         self._failure: BaseException | None = None
         self.alive = False
+        self.since = 0.0
 
     async def attach(self, holder: bytes, takeover: bool) -> Fields:
         """Shake hands. Without a takeover the agent is waited for: it speaks first."""
@@ -367,8 +438,14 @@ class _Link(asyncio.Protocol):
             finally:
                 hello.cancel()
             self.write(attach)
-        fields = await self._attached
-        return fields
+        return await self._attached
+
+    def raise_if_lost(self) -> None:
+        """Raise what ended the connection right after its handshake, if anything did."""
+        if self._failure is not None:
+            raise _explain(self._failure)
+        if not self.alive:
+            raise ConnectionResetError("closed right after the handshake")
 
     def write(self, data: bytes) -> None:
         if self._transport is not None and not self._transport.is_closing():
@@ -406,7 +483,7 @@ class _Link(asyncio.Protocol):
                     self._channel.received(message)
                 else:
                     self._handshake(message)
-        except (FrameError, NovaError) as error:
+        except NovaError as error:
             self._failure = error
             self.abort()
 
@@ -434,8 +511,14 @@ class _Link(asyncio.Protocol):
                 if not message.payload.startswith(head):
                     raise FrameError("ATTACHED does not answer our ATTACH")
                 fields = Fields.decode(message.payload[len(head) :])
+                if fields.number(Tag.WINDOW) > MAX_WINDOW:
+                    raise FrameError("the agent's window is larger than allowed")
+                if fields.number(Tag.NEXT_STREAM) > _MOST_STREAM:
+                    raise FrameError("the agent has used up its stream numbers")
                 self.alive = True
-                self._attached.set_result(fields)
+                self.since = asyncio.get_running_loop().time()
+                if not self._attached.done():
+                    self._attached.set_result(fields)
             case Frame.GOAWAY:
                 raise self._channel.goodbye(message.payload)
             case _:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import enum
 import errno
 import os
+from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
 
-from novasandbox.errors import FileError, InvalidConfig
+from novasandbox.errors import FileError, InvalidConfig, OperationFailed
 from novasandbox.guest.channel import Channel
-from novasandbox.guest.frames import Fields, FieldValue, RecordParser
+from novasandbox.guest.frames import Fields, FieldValue
 from novasandbox.guest.paths import GuestPath, encode_path, shown
 from novasandbox.guest.protocol import MAX_WINDOW, STDOUT, Op, Tag
 from novasandbox.guest.stream import Reply, Stream
@@ -20,7 +21,9 @@ from novasandbox.guest.stream import Reply, Stream
 Entry = tuple[Tag, FieldValue]
 Kind = Literal["file", "directory", "link", "other"]
 _KINDS: dict[int, Kind] = {1: "file", 2: "directory", 3: "link"}
+_List = list  # `Files.list` hides the name inside the class.
 _READ_SIZE = 1 << 20
+_MOST_ENTRIES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +123,7 @@ class Files:
         self,
         path: GuestPath,
         data: bytes | str,
-        extra: list[Entry],
+        extra: _List[Entry],
         mode: int | None,
         parents: bool,
     ) -> None:
@@ -142,7 +145,7 @@ class Files:
         A file written with `wb` takes its place when the block ends without an error.
         """
         if mode == "rb":
-            fields: list[Entry] = [(Tag.OFFSET, offset)]
+            fields: _List[Entry] = [(Tag.OFFSET, offset)]
             if size is not None:
                 fields.append((Tag.SIZE, size))
             stream = self._request(Op.READ, path, fields, window=MAX_WINDOW)
@@ -154,7 +157,7 @@ class Files:
         raise InvalidConfig(f"mode {mode!r}", fix="Use 'rb', 'wb' or 'ab'.")
 
     def _open_writer(
-        self, path: GuestPath, fields: list[Entry], mode: int | None, parents: bool
+        self, path: GuestPath, fields: _List[Entry], mode: int | None, parents: bool
     ) -> GuestFile:
         if mode is not None:
             fields = [*fields, (Tag.MODE, mode)]
@@ -178,14 +181,19 @@ class Files:
             raise
         return True
 
-    async def list(self, path: GuestPath = ".") -> list[FileInfo]:
+    async def list(self, path: GuestPath = ".") -> _List[FileInfo]:
         """The entries of a directory, sorted by name."""
-        found = []
+        found: _List[FileInfo] = []
         stream = self._request(Op.LIST, path, [])
         try:
-            parser = RecordParser()
-            while data := await stream.outputs[STDOUT].read():
-                found += [_entry(each, each.text(Tag.NAME)) for each in parser.feed(data)]
+            async for fields in stream.records():
+                if len(found) == _MOST_ENTRIES:
+                    raise OperationFailed(
+                        f"cannot list {shown(path)!r}",
+                        why=f"it has more than {_MOST_ENTRIES:,} entries",
+                        sandbox_id=self._sandbox_id,
+                    )
+                found.append(_entry(fields, fields.text(Tag.NAME)))
             self.check(await stream.result(), "list", path)
         finally:
             stream.release()
@@ -195,7 +203,7 @@ class Files:
         self, path: GuestPath, *, mode: int | None = None, parents: bool = True
     ) -> None:
         """Make a directory. parents: and those above it; one that is there is then no error."""
-        fields: list[Entry] = [(Tag.MODE, mode)] if mode is not None else []
+        fields: _List[Entry] = [(Tag.MODE, mode)] if mode is not None else []
         if parents:
             fields.append((Tag.PARENTS, 1))
         await self._do(Op.MKDIR, path, fields)
@@ -246,20 +254,20 @@ class Files:
 
     def watching(self, path: GuestPath, *, recursive: bool = True) -> Watch:
         """A watch as a block: inside it every change is seen, from its first line on."""
-        fields: list[Entry] = [(Tag.RECURSIVE, 1)] if recursive else []
+        fields: _List[Entry] = [(Tag.RECURSIVE, 1)] if recursive else []
         return Watch(self, self._request(Op.WATCH, path, fields), path)
 
     def _request(
-        self, op: Op, path: GuestPath, fields: list[Entry], window: int | None = None
+        self, op: Op, path: GuestPath, fields: _List[Entry], window: int | None = None
     ) -> Stream:
-        every: list[Entry] = [(Tag.PATH, encode_path(path)), *fields]
+        every: _List[Entry] = [(Tag.PATH, encode_path(path)), *fields]
         if self._user is not None:
             every.append((Tag.USER, self._user))
         if window is None:
             return self._channel.request(op, every)
         return self._channel.request(op, every, window=window)
 
-    async def _do(self, op: Op, path: GuestPath, fields: list[Entry]) -> Fields:
+    async def _do(self, op: Op, path: GuestPath, fields: _List[Entry]) -> Fields:
         stream = self._request(op, path, fields)
         try:
             reply = await stream.result()
@@ -288,24 +296,38 @@ class GuestFile:
         self._stream = stream
         self._path = path
         self._writing = writing
-        self._rest = b""
+        self._pieces: deque[bytes] = deque()
+        self._have = 0
         self._done = False
 
     async def read(self, size: int = -1) -> bytes:
-        """Up to `size` bytes, all to the end where it is -1; empty at the end."""
+        """Up to `size` bytes, all to the end where it is -1; empty at the end.
+
+        A cancelled call loses nothing: the next one has what was read so far.
+        """
         if self._writing:
             raise InvalidConfig("the file is open for writing")
-        pieces, have = [self._rest], len(self._rest)
-        while size < 0 or have < size:
+        while size < 0 or self._have < size:
             piece = await self._stream.outputs[STDOUT].read()
             if not piece:
                 self._files.check(await self._stream.result(), "read", self._path)
                 break
-            pieces.append(piece)
-            have += len(piece)
-        data = b"".join(pieces)
-        self._rest = b"" if size < 0 else data[size:]
-        return data if size < 0 else data[:size]
+            self._pieces.append(piece)
+            self._have += len(piece)
+        return self._take(self._have if size < 0 else min(size, self._have))
+
+    def _take(self, size: int) -> bytes:
+        """The first `size` bytes of what was read; of a large file every copy counts."""
+        taken = []
+        self._have -= size
+        while size > 0:
+            piece = self._pieces.popleft()
+            if len(piece) > size:
+                self._pieces.appendleft(piece[size:])
+                piece = piece[:size]
+            taken.append(piece)
+            size -= len(piece)
+        return b"".join(taken)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Yield the rest of the file in pieces of up to 1 MiB."""
@@ -313,14 +335,19 @@ class GuestFile:
             yield piece
 
     async def write(self, data: bytes) -> None:
-        """Send all of `data`; waits while the guest is slow."""
+        """Send all of `data`; waits while the guest is slow.
+
+        Raises FileError as soon as the guest cannot go on.
+        """
         if not self._writing:
             raise InvalidConfig("the file is open for reading")
         try:
             await self._stream.input.send(data)
-        except BrokenPipeError:
+        except BrokenPipeError as error:
             await self._conclude()
-            raise
+            raise OperationFailed(
+                f"cannot write {shown(self._path)!r}", why="the file is closed"
+            ) from error
 
     async def close(self) -> None:
         """Finish: a written file takes its place. Raises FileError when that fails."""
@@ -332,8 +359,10 @@ class GuestFile:
         self._release()
 
     async def _conclude(self) -> None:
-        reply = await self._stream.result()
-        self._release()
+        try:
+            reply = await self._stream.result()
+        finally:
+            self._release()
         self._files.check(reply, "write", self._path)
 
     def _release(self) -> None:
@@ -362,7 +391,6 @@ class Watch:
         self._files = files
         self._stream = stream
         self._path = path
-        self._parser = RecordParser()
 
     async def __aenter__(self) -> Self:
         try:
@@ -383,9 +411,8 @@ class Watch:
 
     async def __aiter__(self) -> AsyncIterator[FileEvent | Lost]:
         """Yield events until the block is left, or the watched path is gone."""
-        while data := await self._stream.outputs[STDOUT].read():
-            for fields in self._parser.feed(data):
-                yield _event(fields)
+        async for fields in self._stream.records():
+            yield _event(fields)
 
 
 def _event(fields: Fields) -> FileEvent | Lost:

@@ -6,10 +6,13 @@ believed, and a wrong byte raises `FrameError` and nothing else.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from novasandbox.errors import InvalidConfig, ProtocolViolation
 from novasandbox.guest.protocol import HEADER_SIZE, MAX_PAYLOAD, Frame, Tag
 
 _HEADER = struct.Struct("<BBHII")
@@ -18,13 +21,19 @@ _OFFSET = struct.Struct("<Q")
 _PAIR = struct.Struct("<QQ")
 _KNOWN = frozenset(Frame)
 _CONNECTION_FRAMES = frozenset({Frame.HELLO, Frame.ATTACH, Frame.ATTACHED, Frame.GOAWAY})
+_NOT_PAD = re.compile(rb"[^\0]")
+_MOST = 2**64 - 1
 
 FieldValue = int | bytes | str | bool
 FieldList = Sequence[tuple[Tag, FieldValue]]
 
 
-class FrameError(ValueError):
-    """Bytes that the protocol does not allow."""
+class FrameError(ProtocolViolation):
+    """Bytes that the protocol does not allow; to a user it is a ProtocolViolation."""
+
+    def details(self) -> dict[str, Any]:
+        """The error as plain data, by the name that users know."""
+        return super().details() | {"type": ProtocolViolation.__name__}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +113,8 @@ class Parser:
         try:
             while position < len(buffer):
                 if buffer[position] == Frame.PAD:
-                    position += 1
+                    found = _NOT_PAD.search(buffer, position)
+                    position = found.start() if found else len(buffer)
                     continue
                 if len(buffer) - position < HEADER_SIZE:
                     break
@@ -136,17 +146,32 @@ def _check_header(type_: int, channel: int, zero: int, stream: int, length: int)
 def encode_fields(fields: Iterable[tuple[Tag, FieldValue]]) -> bytes:
     """Fields one after the other; integers and booleans as u64, text as UTF-8.
 
-    Text that came from the file system keeps its surrogate escapes as raw bytes.
+    Text that came from the file system keeps its surrogate escapes as raw bytes. Raises
+    InvalidConfig for a number that is no u64, and for text that is no Unicode.
     """
     parts = []
     for tag, value in fields:
-        if isinstance(value, str):
-            value = value.encode("utf-8", "surrogateescape")
-        elif isinstance(value, int):
-            value = _OFFSET.pack(value)
-        parts.append(_FIELD.pack(tag, 0, len(value)))
-        parts.append(value)
+        data = _field_bytes(tag, value)
+        parts.append(_FIELD.pack(tag, 0, len(data)))
+        parts.append(data)
     return b"".join(parts)
+
+
+def _field_bytes(tag: Tag, value: FieldValue) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, int):
+        if not 0 <= value <= _MOST:
+            raise InvalidConfig(
+                f"{tag.name.lower()}={value!r}", why="it must be a whole number from 0 to 2**64 - 1"
+            )
+        return _OFFSET.pack(value)
+    try:
+        return value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise InvalidConfig(
+            f"{tag.name.lower()} holds a lone surrogate, which is no character"
+        ) from error
 
 
 class Fields:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import contextlib
+import math
 import os
-import signal as signals
-from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+import weakref
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,14 +23,17 @@ from novasandbox.errors import (
     ProcessNotFound,
 )
 from novasandbox.guest.channel import Channel
-from novasandbox.guest.frames import Fields, FieldValue, RecordParser, encode_fields
-from novasandbox.guest.protocol import MAX_PAYLOAD, STDERR, STDOUT, Op, Tag
+from novasandbox.guest.frames import Fields, FieldValue, encode_fields
+from novasandbox.guest.protocol import MAX_PAYLOAD, STDERR, STDOUT, Errno, Op, Tag
+from novasandbox.guest.signals import SIGKILL, signal_name, signal_number
 from novasandbox.guest.stream import Reply, Stream
 
 DEFAULT_OUTPUT_LIMIT = 16 * 2**20
 # The guest enforces a timeout; a guest that does not is given up on this much later.
 _TIMEOUT_GRACE = 15.0
 _NAMES = {STDOUT: "stdout", STDERR: "stderr"}
+# MAX_ARG_STRLEN of Linux, less the NUL at its end.
+_SHORTER = "One argument has at most 131,071 bytes; pass what is longer as input or as a file."
 
 Command = str | Sequence[str | os.PathLike[str]]
 OnLimit = Literal["tail", "error"]
@@ -117,45 +121,20 @@ class Tail:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.cut = False
-        self._pieces: deque[bytes] = deque()
-        self._size = 0
+        self._data = bytearray()
 
     def add(self, data: bytes) -> None:
-        """Keep `data`, dropping whole old pieces that are no longer needed."""
-        self._pieces.append(data)
-        self._size += len(data)
-        while self._size - len(self._pieces[0]) >= self.limit and len(self._pieces) > 1:
-            self._size -= len(self._pieces.popleft())
+        """Keep `data`; of what is no longer needed at most as much again stays for a while."""
+        self._data += data
+        excess = len(self._data) - self.limit
+        if excess > 0:
             self.cut = True
+        if excess > self.limit:
+            del self._data[:excess]
 
     def get(self) -> bytes:
         """The last `limit` bytes."""
-        data = b"".join(self._pieces)
-        if len(data) > self.limit:
-            self.cut = True
-            data = data[len(data) - self.limit :]
-        return data
-
-
-def signal_number(name: str | int) -> int:
-    """The number of a signal given as `SIGTERM`, `term` or 15. Raises InvalidConfig."""
-    if isinstance(name, int):
-        if 1 <= name <= 64:
-            return name
-    else:
-        text = name.upper()
-        found = getattr(signals, text if text.startswith("SIG") else f"SIG{text}", None)
-        if isinstance(found, signals.Signals):
-            return int(found)
-    raise InvalidConfig(f"{name!r} is not a signal", fix="Give a name as SIGTERM, or a number.")
-
-
-def signal_name(number: int) -> str:
-    """The name of a signal, `SIGRTMIN+n` style for those without one."""
-    try:
-        return signals.Signals(number).name
-    except ValueError:
-        return f"SIG{number}"
+        return bytes(memoryview(self._data)[max(0, len(self._data) - self.limit) :])
 
 
 class Stdin:
@@ -201,25 +180,29 @@ class Process:
         self._stream = stream
         self._sandbox_id = sandbox_id
         self._tails = {n: Tail(output_limit) for n in (STDOUT, STDERR)}
+        self._collectors = {n: _Collector(weakref.ref(self), n) for n in (STDOUT, STDERR)}
         self._on_limit = on_limit
         self._timeout = timeout
-        self._iterating = False
+        self._iterations = 0
+        self._waiting = 0
         self._over_limit: str | None = None
         self._result: ExecResult | None = None
+        # Without a reader its output would come to a stand, and then the process.
+        loop = asyncio.get_running_loop()
+        weakref.finalize(self, _soon, loop, stream.detach).atexit = False
 
     def __repr__(self) -> str:
         return f"<Process {self.pid} {self.command[0]!r}>"
 
-    async def __aiter__(self) -> AsyncIterator[Output]:
+    def __aiter__(self) -> AsyncIterator[Output]:
         """Yield what the process prints until it ends. Bytes handed out here are not kept."""
-        self._iterating = True
-        decoders = {n: codecs.getincrementaldecoder("utf-8")("replace") for n in (STDOUT, STDERR)}
-        try:
-            while (piece := await self._stream.read()) is not None:
-                number, data = piece
-                yield Output(_NAMES[number], data, decoders[number].decode(data))
-        finally:
-            self._iterating = False
+        self.iterates(1)
+        return _Outputs(self, self._stream)
+
+    def iterates(self, change: int) -> None:
+        """An iteration begins (1) or is over (-1): its output belongs to those who wait then."""
+        self._iterations += change
+        self._collect()
 
     async def wait(self) -> ExecResult:
         """Wait for the end. The result holds the output that nobody has iterated over.
@@ -230,20 +213,28 @@ class Process:
         """
         if self._result is not None:
             return self._result
-        if not self._iterating:
-            for number in (STDOUT, STDERR):
-                self._stream.outputs[number].drain_to(self._collector(number))
-        reply = await self._stream.result()
+        self._waiting += 1
+        self._collect()
+        try:
+            reply = await self._stream.result()
+        finally:
+            self._waiting -= 1
+            self._collect()
         self._result = self._conclude(reply)
         return self._result
 
-    def _collector(self, number: int) -> _Collector:
-        return _Collector(self, self._tails[number], _NAMES[number])
+    def _collect(self) -> None:
+        """Take the output while somebody waits and nobody iterates."""
+        wanted = self._waiting > 0 and self._iterations == 0
+        for number, collector in self._collectors.items():
+            self._stream.outputs[number].drain_to(collector if wanted else None)
 
-    def exceeded(self, name: str) -> None:
-        """A stream went over its limit: with `on_limit="error"` the command is ended."""
-        if self._on_limit == "error" and self._over_limit is None:
-            self._over_limit = name
+    def collect(self, number: int, data: bytes, total: int) -> None:
+        """Keep output; with `on_limit="error"` too much of it ends the command."""
+        tail = self._tails[number]
+        tail.add(data)
+        if total > tail.limit and self._on_limit == "error" and self._over_limit is None:
+            self._over_limit = _NAMES[number]
             self._stream.cancel()
 
     def _conclude(self, reply: Reply) -> ExecResult:
@@ -266,6 +257,12 @@ class Process:
                 stderr=err,
                 sandbox_id=self._sandbox_id,
             )
+        if reply.status == Errno.ESTALE:
+            raise ProcessNotFound(
+                f"process {self.pid} is no longer ours to wait for",
+                why="somebody else has attached to it, or has waited for its end",
+                sandbox_id=self._sandbox_id,
+            )
         if reply.status:
             raise not_started(Launch(self.command), reply, self._sandbox_id)
         cut = {
@@ -284,7 +281,7 @@ class Process:
 
     async def kill(self) -> None:
         """End the process and every descendant, whatever they did to get away."""
-        await self._signal(int(signals.SIGKILL), tree=True)
+        await self._signal(SIGKILL, tree=True)
 
     async def _signal(self, number: int, tree: bool) -> None:
         fields: list[tuple[Tag, FieldValue]] = [
@@ -311,18 +308,45 @@ class Process:
         self._stream.release()
 
 
+class _Outputs(AsyncIterator[Output]):
+    """An iteration over a process's output; it ends when it is dropped."""
+
+    def __init__(self, process: Process, stream: Stream) -> None:
+        self._process = process  # Kept alive, so that it is not let go meanwhile.
+        self._stream = stream
+        self._loop = asyncio.get_running_loop()
+        self._decoders = {
+            n: codecs.getincrementaldecoder("utf-8")("replace") for n in (STDOUT, STDERR)
+        }
+
+    async def __anext__(self) -> Output:
+        piece = await self._stream.read()
+        if piece is None:
+            raise StopAsyncIteration
+        number, data = piece
+        return Output(_NAMES[number], data, self._decoders[number].decode(data))
+
+    def __del__(self) -> None:
+        _soon(self._loop, self._process.iterates, -1)
+
+
 @dataclass(slots=True)
 class _Collector:
-    process: Process
-    tail: Tail
-    name: str
+    process: weakref.ref[Process]
+    number: int
     total: int = 0
 
     def __call__(self, data: bytes) -> None:
-        self.tail.add(data)
         self.total += len(data)
-        if self.total > self.tail.limit:
-            self.process.exceeded(self.name)
+        process = self.process()
+        if process is not None:
+            process.collect(self.number, data, self.total)
+
+
+def _soon(loop: asyncio.AbstractEventLoop, work: Callable[..., None], *arguments: int) -> None:
+    """Whatever thread drops an object: what follows happens in the loop."""
+    with contextlib.suppress(RuntimeError):  # The loop is closed, and all is over.
+        loop.call_soon_threadsafe(work, *arguments)
 
 
 def _result(fields: Fields, out: bytes, err: bytes, cut: frozenset[str]) -> ExecResult:
@@ -348,6 +372,7 @@ def not_started(launch: Launch, reply: Reply, sandbox_id: str) -> OperationFaile
         errno=reply.status,
         stage=stage,
         why=f"{stage} {culprit!r}: {reason}" if culprit else reason,
+        fix=_SHORTER if reply.status == Errno.E2BIG else None,
         sandbox_id=sandbox_id,
     )
 
@@ -395,8 +420,10 @@ class Launch:
     on_limit: OnLimit = "tail"
 
     def __post_init__(self) -> None:
-        if self.timeout is not None and not self.timeout > 0:
-            raise InvalidConfig(f"a timeout of {self.timeout} s", fix="Give seconds above 0.")
+        if self.timeout is not None and not 0 < self.timeout < math.inf:
+            raise InvalidConfig(
+                f"a timeout of {self.timeout} s", fix="Give seconds above 0, or None for no end."
+            )
         if self.output_limit < 1:
             raise InvalidConfig("output_limit must be at least 1 byte")
         if self.on_limit not in ("tail", "error"):
@@ -435,15 +462,15 @@ class Processes:
         stream, more = self._open(launch)
         try:
             if more:
-                await stream.input.send(more)
+                # Where the guest refuses before it has all of it, its reply says why.
+                with contextlib.suppress(BrokenPipeError):
+                    await stream.input.send(more)
             state = await stream.started()
+            if state is None:
+                raise not_started(launch, await stream.result(), self._sandbox_id)
         except BaseException:
             stream.release()
             raise
-        if state is None:
-            reply = await stream.result()
-            stream.release()
-            raise not_started(launch, reply, self._sandbox_id)
         return Process(
             self._channel,
             stream,
@@ -461,7 +488,10 @@ class Processes:
         if len(encode_fields(fields)) > MAX_PAYLOAD - 64:
             more = encode_fields(fields)
             fields = [(Tag.MORE, len(more))]
-        return self._channel.request(Op.EXEC, fields), more
+        stream = self._channel.request(Op.EXEC, fields)
+        if more:
+            stream.state_needs = Tag.PID
+        return stream, more
 
     async def run(self, launch: Launch, stdin: bytes | None, check: bool) -> ExecResult:
         """Start a program, feed it, wait for its end; a cancelled call ends its tree."""
@@ -477,7 +507,7 @@ class Processes:
         finally:
             if feeding is not None:
                 feeding.cancel()
-                await asyncio.wait((feeding,))
+                await asyncio.gather(feeding, return_exceptions=True)
         if check and not result.ok:
             raise CommandFailed(
                 f"{_shown(launch.command)} ended with {_ending(result)}",
@@ -505,11 +535,8 @@ class Processes:
     async def list(self) -> list[ProcessInfo]:
         """The processes that were started and not yet waited for."""
         stream = self._channel.request(Op.PROCESSES)
-        parser = RecordParser()
-        found = []
         try:
-            while data := await stream.outputs[STDOUT].read():
-                found += [_info(fields) for fields in parser.feed(data)]
+            found = [_info(fields) async for fields in stream.records()]
             await stream.result()
         finally:
             stream.release()
@@ -528,7 +555,11 @@ class Processes:
                 sandbox_id=self._sandbox_id,
             )
         stream = self._channel.adopt(info.stream)
-        await stream.started()
+        try:
+            await stream.started()
+        except BaseException:
+            stream.detach()
+            raise
         return Process(self._channel, stream, pid, info.command, sandbox_id=self._sandbox_id)
 
 

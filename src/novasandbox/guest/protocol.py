@@ -16,9 +16,18 @@ MAX_WINDOW = 1_048_576
 MAX_STREAMS = 1_024
 PORT_NAME = "org.novasandbox.agent"
 VSOCK_PORT = 52
+MAX_ERRNO = 4_095
 
 STDIN, STDOUT, STDERR = 0, 1, 2
 """The byte channels of a stream: into the guest, and two out of it."""
+
+
+class Errno(IntEnum):
+    """Error numbers of the guest's kernel; this host's may be others."""
+
+    E2BIG = 7
+    EAGAIN = 11
+    ESTALE = 116
 
 
 class Frame(IntEnum):

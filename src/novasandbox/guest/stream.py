@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from novasandbox.guest.frames import (
     Fields,
     FrameError,
     Message,
+    RecordParser,
     decode_data,
     decode_offset,
     decode_pair,
@@ -21,13 +22,26 @@ from novasandbox.guest.frames import (
     encode_end,
     encode_resume,
 )
-from novasandbox.guest.protocol import DEFAULT_WINDOW, STDERR, STDIN, STDOUT, Frame, Tag
+from novasandbox.guest.protocol import (
+    DEFAULT_WINDOW,
+    MAX_ERRNO,
+    MAX_WINDOW,
+    STDERR,
+    STDIN,
+    STDOUT,
+    Errno,
+    Frame,
+    Tag,
+)
 
 if TYPE_CHECKING:
     from novasandbox.guest.channel import Channel
 
 # One write(2) to a virtio port carries 32 KiB; larger frames only add latency.
 PIECE = 32_768 - 20
+# Pieces of output that wait for a reader in the exact order of both channels.
+_MOST_PIECES = 1_024
+_MOST_BYTES = 2**62
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +59,7 @@ class Receiver:
         self._stream = stream
         self._number = number
         self._window = window
-        self._pieces: deque[tuple[int, bytes]] = deque()
+        self._pieces: deque[tuple[int, bytearray | bytes]] = deque()
         self._sink: Callable[[bytes], None] | None = None
         self.received = 0
         self.consumed = 0
@@ -53,36 +67,46 @@ class Receiver:
         self.lost = 0
         self.ended = False
 
-    def feed(self, offset: int, data: bytes, may_skip: bool) -> None:
+    def feed(self, offset: int, data: bytes) -> None:
         """Take bytes from the guest. Raises FrameError when they break the credit."""
         if self.ended:
             raise FrameError("data after the end of a channel")
         if offset != self.received:
-            if offset < self.received or not may_skip:
-                raise FrameError(f"data at offset {offset}, expected {self.received}")
-            self._skip(offset)
+            raise FrameError(f"data at offset {offset}, expected {self.received}")
         if offset + len(data) > self.limit:
             raise FrameError("data beyond the credit given")
-        self.received = offset + len(data)
+        self.received += len(data)
         if self._sink is not None:
             self._sink(data)
             self._consume(len(data))
             return
-        self._pieces.append((self._stream.next_arrival(), data))
+        self._keep(data)
         self._stream.output_ready.set()
 
-    def _skip(self, offset: int) -> None:
-        self.lost += offset - self.received
-        self.consumed += offset - self.received
-        self.limit = max(self.limit, offset + self._window)
-        self.received = offset
+    def _keep(self, data: bytes) -> None:
+        """Hold `data`; small pieces are joined, so that a byte costs about a byte."""
+        if self._pieces:
+            arrival, last = self._pieces[-1]
+            follows = self._stream.arrivals == arrival or len(self._pieces) >= _MOST_PIECES
+            if follows and len(last) + len(data) <= PIECE:
+                joined = last if isinstance(last, bytearray) else bytearray(last)
+                joined += data
+                self._pieces[-1] = (arrival, joined)
+                return
+        self._pieces.append((self._stream.next_arrival(), data))
 
-    def end(self, offset: int, may_skip: bool) -> None:
+    def skip_to(self, offset: int) -> None:
+        """The guest no longer holds what came before `offset`."""
+        if offset > _MOST_BYTES:
+            raise FrameError(f"no channel has {offset} bytes")
+        self.lost += offset - self.received
+        self.received = self.consumed = offset
+        self.limit = offset + self._window
+
+    def end(self, offset: int) -> None:
         """The guest says that nothing follows."""
         if offset != self.received:
-            if offset < self.received or not may_skip:
-                raise FrameError(f"a channel ends at {offset} after {self.received} bytes")
-            self._skip(offset)
+            raise FrameError(f"a channel ends at {offset} after {self.received} bytes")
         self.close()
 
     def close(self) -> None:
@@ -90,10 +114,10 @@ class Receiver:
         self.ended = True
         self._stream.output_ready.set()
 
-    def drain_to(self, sink: Callable[[bytes], None]) -> None:
-        """Hand every byte to `sink` from now on, as it arrives."""
+    def drain_to(self, sink: Callable[[bytes], None] | None) -> None:
+        """Hand every byte to `sink` from now on, as it arrives; None: keep them for readers."""
         self._sink = sink
-        while self._pieces:
+        while sink is not None and self._pieces:
             sink(self.take())
 
     async def read(self) -> bytes:
@@ -109,7 +133,7 @@ class Receiver:
         """The next bytes, which must be there."""
         _, piece = self._pieces.popleft()
         self._consume(len(piece))
-        return piece
+        return bytes(piece)
 
     @property
     def arrival(self) -> int | None:
@@ -125,9 +149,16 @@ class Receiver:
             )
 
     def restart(self) -> int:
-        """The offset to resume from; the limit that RESUME implies is taken over."""
-        self.limit = self.received + self._window
-        return self.received
+        """The offset to resume from: that of the first byte which nobody has read.
+
+        The guest still holds what was received and not read, and sends it again; so a guest
+        that breaks its connection time and again cannot make us hold more than a window.
+        """
+        self._pieces.clear()
+        self.received = self.consumed
+        self.limit = self.consumed + self._window
+        self.ended = False
+        return self.consumed
 
 
 class Sender:
@@ -138,12 +169,13 @@ class Sender:
         self._unacknowledged: deque[tuple[int, bytes]] = deque()
         self._room = asyncio.Event()
         self.sent = 0
-        self.limit = limit
+        self.consumed = 0
+        self.limit = min(limit, MAX_WINDOW)
         self.ended = False
 
     async def send(self, data: bytes | memoryview) -> None:
         """Send all of `data`, waiting for credit. Raises what ended the stream."""
-        view = memoryview(data)
+        view = memoryview(data).cast("B")
         while view:
             self._stream.raise_if_failed()
             if self._stream.finished or self.ended:
@@ -156,21 +188,29 @@ class Sender:
             piece = bytes(view[:size])
             view = view[size:]
             self._unacknowledged.append((self.sent, piece))
-            self._stream.post(encode_data(self._stream.id, STDIN, self.sent, piece))
+            self._post(encode_data(self._stream.id, STDIN, self.sent, piece))
             self.sent += size
             await self._stream.writable()
 
     def end(self) -> None:
         """Nothing follows. Harmless when repeated or after the stream is over."""
         if not self.ended and not self._stream.finished:
-            self._stream.post(encode_end(self._stream.id, STDIN, self.sent))
+            self._post(encode_end(self._stream.id, STDIN, self.sent))
         self.ended = True
+        self._room.set()
+
+    def _post(self, frame: bytes) -> None:
+        # Until STATE tells what the guest has, nobody knows where to go on.
+        if not self._stream.resuming:
+            self._stream.post(frame)
 
     def credit(self, consumed: int, limit: int) -> None:
-        """The guest has consumed, and takes more."""
+        """The guest has consumed, and takes more. Raises FrameError."""
         if consumed > self.sent or limit < consumed:
             raise FrameError("credit for bytes that were never sent")
-        self.limit = max(self.limit, limit)
+        self.consumed = max(self.consumed, consumed)
+        # All that is sent is kept until it is consumed: the guest does not choose how much.
+        self.limit = max(self.limit, min(limit, self.consumed + MAX_WINDOW))
         while self._unacknowledged:
             offset, piece = self._unacknowledged[0]
             if offset + len(piece) > consumed:
@@ -183,17 +223,32 @@ class Sender:
         self._room.set()
 
     def resend(self, received: int) -> None:
-        """Send again what the guest did not get before the connection was lost."""
-        for offset, piece in list(self._unacknowledged):
+        """Send again what the guest did not get before the connection was lost.
+
+        Raises FrameError when it claims bytes that were never sent, or lost some it had.
+        """
+        if not self.consumed <= received <= self.sent:
+            raise FrameError(f"the guest has {received} bytes, of {self.consumed} to {self.sent}")
+        for offset, piece in self._unacknowledged:
             if offset + len(piece) > received:
                 skip = max(0, received - offset)
-                self._stream.post(encode_data(self._stream.id, STDIN, offset + skip, piece[skip:]))
+                self._post(encode_data(self._stream.id, STDIN, offset + skip, piece[skip:]))
         if self.ended:
-            self._stream.post(encode_end(self._stream.id, STDIN, self.sent))
+            self._post(encode_end(self._stream.id, STDIN, self.sent))
+
+    def go_on_from(self, received: int) -> None:
+        """An earlier holder has sent this much; how much more is taken, CREDIT says."""
+        if received > _MOST_BYTES:
+            raise FrameError(f"no channel has {received} bytes")
+        self.sent = self.consumed = self.limit = received
 
 
 class Stream:
-    """A request under way. Made by `Channel.request` and `Channel.adopt`."""
+    """A request under way. Made by `Channel.request` and `Channel.adopt`.
+
+    request: the REQUEST frame; None for a stream that somebody else has opened.
+    guest_id: its number in the guest, where that is known.
+    """
 
     def __init__(
         self,
@@ -201,13 +256,14 @@ class Stream:
         number: int,
         request: bytes | None,
         *,
+        guest_id: int,
         send_limit: int,
         window: int = DEFAULT_WINDOW,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.id = number
         self.request = request
-        self.guest_id = number
+        self.guest_id = guest_id
         self.input = Sender(self, send_limit)
         self.outputs = {n: Receiver(self, n, window) for n in (STDOUT, STDERR)}
         self.state: asyncio.Future[Fields] = loop.create_future()
@@ -215,9 +271,11 @@ class Stream:
         self.output_ready = asyncio.Event()
         self.finished = False
         self.cancelled = False
-        self.may_skip = request is None
-        self._arrivals = 0
-        self._resuming = request is None
+        self.resuming = request is None
+        self.arrivals = 0
+        self.state_needs: Tag | None = None
+        """What STATE must hold to count as one: a request that goes on in its input."""
+        self._may_skip = request is None
         self._channel = channel
         self._error: BaseException | None = None
         # Whoever awaits these sees their exceptions; nobody has to.
@@ -258,10 +316,17 @@ class Stream:
         self.output_ready.clear()
         await self.output_ready.wait()
 
+    async def records(self) -> AsyncIterator[Fields]:
+        """The records of channel 1, to its end. Raises FrameError for a broken one."""
+        parser = RecordParser()
+        while data := await self.outputs[STDOUT].read():
+            for fields in parser.feed(data):
+                yield fields
+
     def next_arrival(self) -> int:
         """Number the pieces of output in the order of their arrival."""
-        self._arrivals += 1
-        return self._arrivals
+        self.arrivals += 1
+        return self.arrivals
 
     def post(self, frame: bytes) -> None:
         """Put a frame of this stream on the wire."""
@@ -283,29 +348,23 @@ class Stream:
 
     def detach(self) -> None:
         """Forget the stream here; in the guest it goes on, with nobody reading."""
-        if not self.finished:
-            self.post(encode(Frame.DETACH, self.id))
-        self._channel.forget(self, release=False)
+        self._channel.forget(self, detach=True)
 
     def raise_if_failed(self) -> None:
         """Raise what ended the stream from outside, if anything did."""
         if self._error is not None:
-            raise self._error
+            # One error is raised in many places: each has a traceback of its own.
+            raise self._error.with_traceback(None)
 
     def take(self, message: Message) -> None:
         """Dispatch a frame of this stream. Raises FrameError."""
         if self.finished:
             return
         match message.type:
-            case Frame.DATA:
-                offset, data = decode_data(message.payload)
-                self._output(message.channel).feed(offset, data, self.may_skip)
-            case Frame.END:
-                self._output(message.channel).end(decode_offset(message.payload), self.may_skip)
-            case Frame.CREDIT:
-                if message.channel != STDIN:
-                    raise FrameError("credit for a channel that the guest sends on")
-                self.input.credit(*decode_pair(message.payload))
+            case Frame.DATA | Frame.END | Frame.CREDIT:
+                # What was in flight when we asked for a place to go on from.
+                if not self.resuming:
+                    self._take_bytes(message)
             case Frame.STATE:
                 self._take_state(Fields.decode(message.payload))
             case Frame.REPLY:
@@ -313,24 +372,58 @@ class Stream:
             case _:
                 raise FrameError(f"{message.type.name} is not the guest's to send")
 
-    def _output(self, number: int) -> Receiver:
-        if number == STDIN:
+    def _take_bytes(self, message: Message) -> None:
+        if message.type is Frame.CREDIT:
+            if message.channel != STDIN:
+                raise FrameError("credit for a channel that the guest sends on")
+            self.input.credit(*decode_pair(message.payload))
+            return
+        if message.channel == STDIN:
             raise FrameError("data on the channel that the host sends on")
-        return self.outputs[number]
+        if not self.state.done():
+            raise FrameError("output of an operation that has not begun")
+        output = self.outputs[message.channel]
+        if message.type is Frame.DATA:
+            output.feed(*decode_data(message.payload))
+        else:
+            output.end(decode_offset(message.payload))
 
     def _take_state(self, fields: Fields) -> None:
-        if fields.has(Tag.STREAM):
+        if fields.has(Tag.STREAM) and not self._channel.direct:
             self.guest_id = fields.number(Tag.STREAM)
-        if self._resuming:
-            self._resuming = False
-            self.input.resend(fields.number(Tag.RECEIVED))
-        if not self.state.done():
+        if self.resuming:
+            self.resuming = False
+            self._go_on(fields)
+        if not self.state.done() and (self.state_needs is None or fields.has(self.state_needs)):
             self.state.set_result(fields)
+
+    def _go_on(self, fields: Fields) -> None:
+        """Both sides agree on the offsets to go on from."""
+        for number, tag in ((STDOUT, Tag.FIRST1), (STDERR, Tag.FIRST2)):
+            first = fields.number(tag)
+            if first > self.outputs[number].received:
+                if not self._may_skip:
+                    raise FrameError("output is missing that nobody has read")
+                self.outputs[number].skip_to(first)
+        self._may_skip = False
+        adopted = self.request is None and not self.state.done()
+        if adopted:
+            # Where the guest has no input for it, RECEIVED is missing.
+            self.input.ended = not fields.has(Tag.RECEIVED)
+            self.input.go_on_from(fields.number(Tag.RECEIVED))
+        elif fields.has(Tag.RECEIVED):
+            self.input.resend(fields.number(Tag.RECEIVED))
 
     def _take_reply(self, payload: bytes) -> None:
         if len(payload) < 4:
             raise FrameError("a REPLY without a status")
-        reply = Reply(int.from_bytes(payload[:4], "little"), Fields.decode(payload[4:]))
+        status = int.from_bytes(payload[:4], "little")
+        if status > MAX_ERRNO:
+            raise FrameError(f"{status} is no error number")
+        adopting = self.resuming and self.request is None
+        if adopting and not self.state.done() and status != Errno.ESTALE:
+            return  # In flight to the reader before us; it comes again, after the output.
+        reply = Reply(status, Fields.decode(payload[4:]))
         self._finish()
         self.reply.set_result(reply)
 
@@ -352,22 +445,25 @@ class Stream:
 
     def resume(self) -> bytes:
         """The frames that go on with this stream over a new connection."""
-        frame = self._resume()
-        return frame + encode(Frame.CANCEL, self.id) if self.cancelled else frame
-
-    def _resume(self) -> bytes:
-        if self.request is not None and not self.state.done():
-            for output in self.outputs.values():
-                output.restart()
-            return self.request
-        return encode_resume(self.id, *self.restart())
+        offsets = self._rewind()
+        if self.request is None or self.state.done():
+            return encode_resume(self.id, *offsets)
+        if self.state_needs is not None and self.input.sent:
+            # A guest that takes the request for new says STATE only when it has its input;
+            # RESUME is always answered.
+            return self.request + encode_resume(self.id, *offsets)
+        return self.request
 
     def restart(self) -> tuple[int, int]:
-        """The offsets to resume from; the next STATE says where the input goes on."""
-        self._resuming = True
+        """The offsets to go on from with another holder: nobody read for a while."""
+        self._may_skip = True
+        return self._rewind()
+
+    def _rewind(self) -> tuple[int, int]:
+        self.resuming = True
         return self.outputs[STDOUT].restart(), self.outputs[STDERR].restart()
 
 
-def _seen(future: asyncio.Future[object]) -> None:
+def _seen(future: asyncio.Future[Any]) -> None:
     if not future.cancelled():
         future.exception()

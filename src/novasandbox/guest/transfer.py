@@ -13,14 +13,14 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-import aiofiles
-
-from novasandbox.errors import FileError, NovaError, PathError
+from novasandbox.errors import FileError, OperationFailed, PathError
 from novasandbox.guest.files import FileInfo, Files
 from novasandbox.guest.paths import shown
 
@@ -28,6 +28,10 @@ _CHUNK = 1 << 20
 _AT_ONCE = 8
 _DEEPEST = 128
 _MOST_ENTRIES = 1_000_000
+
+_Job = Callable[[], Coroutine[Any, Any, None]]
+Progress = Callable[[int], None]
+"""Told the size of each piece, in bytes, when it has been copied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,24 +47,33 @@ class _Copy:
     """The state that all parts of one copy share."""
 
     files: Files
+    progress: Progress | None = None
     refused: list[Refused] = field(default_factory=list)
     entries: int = 0
-    places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))
 
     def refuse(self, path: str, why: str) -> None:
         self.refused.append(Refused(path or ".", why))
 
+    def moved(self, size: int) -> None:
+        if self.progress is not None:
+            self.progress(size)
+
     def count(self) -> None:
         self.entries += 1
         if self.entries > _MOST_ENTRIES:
-            raise PathError(f"the tree has more than {_MOST_ENTRIES:,} entries")
+            raise OperationFailed(f"the tree has more than {_MOST_ENTRIES:,} entries")
 
 
-async def upload(files: Files, local: str | os.PathLike[str], remote: str) -> list[Refused]:
+async def upload(
+    files: Files,
+    local: str | os.PathLike[str],
+    remote: str,
+    progress: Progress | None = None,
+) -> list[Refused]:
     """Copy `local` to `remote`; see `Sandbox.upload`. Raises OSError for `local` itself."""
     source = Path(local)
     kind = source.lstat().st_mode if source.is_symlink() else source.stat().st_mode
-    copy = _Copy(files)
+    copy = _Copy(files, progress)
     if stat.S_ISDIR(kind):
         await _upload_tree(copy, source, remote.rstrip("/") or "/")
     else:
@@ -80,9 +93,12 @@ async def _inside(files: Files, remote: str, name: str) -> str:
 
 async def _upload_tree(copy: _Copy, source: Path, remote: str) -> None:
     await copy.files.mkdir(remote)
-    jobs: list[Coroutine[Any, Any, None]] = []
+    jobs: list[_Job] = []
     directories: list[tuple[str, int]] = []
-    for folder, names, leaves in await asyncio.to_thread(_walk, source):
+    tree, unread = await asyncio.to_thread(_walk, source)
+    for error in unread:
+        copy.refuse(os.path.relpath(error.filename, source), _reason(error))
+    for folder, names, leaves in tree:
         relative = os.path.relpath(folder, source)
         base = remote if relative == "." else os.path.join(remote, relative)
         for name in names:
@@ -94,40 +110,42 @@ async def _upload_tree(copy: _Copy, source: Path, remote: str) -> None:
         for name in leaves:
             copy.count()
             shown_path = os.path.normpath(os.path.join(relative, name))
-            jobs.append(
-                _upload_entry(copy, Path(folder, name), os.path.join(base, name), shown_path)
-            )
+            target = os.path.join(base, name)
+            jobs.append(partial(_upload_entry, copy, Path(folder, name), target, shown_path))
     await _together(jobs)
     # Last, so that a directory without write permission could be filled before.
     for target, mode in reversed(directories):
         await copy.files.chmod(target, mode & 0o777)
 
 
-def _walk(source: Path) -> list[tuple[str, list[str], list[str]]]:
-    """Directories, and everything else by name: links to directories are leaves too."""
+def _walk(source: Path) -> tuple[list[tuple[str, list[str], list[str]]], list[OSError]]:
+    """Directories, and everything else by name: links to directories are leaves too.
+
+    And why some directories could not be read.
+    """
     found = []
-    for folder, names, leaves in os.walk(source):
+    unread: list[OSError] = []
+    for folder, names, leaves in os.walk(source, onerror=unread.append):
         real = [name for name in names if not os.path.islink(os.path.join(folder, name))]
         links = [name for name in names if name not in real]
         names[:] = real
         found.append((folder, real, leaves + links))
-    return found
+    return found, unread
 
 
 async def _upload_entry(copy: _Copy, source: Path, remote: str, shown_path: str) -> None:
-    async with copy.places:
-        try:
-            kind = source.lstat()
-            if stat.S_ISLNK(kind.st_mode):
-                await _replace_link(copy.files, remote, os.readlink(source))
-            elif stat.S_ISREG(kind.st_mode):
-                await _upload_file(copy.files, source, remote, stat.S_IMODE(kind.st_mode))
-            else:
-                copy.refuse(shown_path, "it is neither a file, a directory, nor a link")
-        except FileError:
-            raise
-        except OSError as error:
-            copy.refuse(shown_path, error.strerror or str(error))
+    try:
+        kind = source.lstat()
+        if stat.S_ISLNK(kind.st_mode):
+            await _replace_link(copy.files, remote, os.readlink(source))
+        elif stat.S_ISREG(kind.st_mode):
+            await _upload_file(copy, source, remote, stat.S_IMODE(kind.st_mode))
+        else:
+            copy.refuse(shown_path, "it is neither a file, a directory, nor a link")
+    except FileError:
+        raise
+    except OSError as error:
+        copy.refuse(shown_path, _reason(error))
 
 
 async def _replace_link(files: Files, remote: str, target: str) -> None:
@@ -140,19 +158,29 @@ async def _replace_link(files: Files, remote: str, target: str) -> None:
         await files.symlink(remote, target)
 
 
-async def _upload_file(files: Files, source: Path, remote: str, mode: int) -> None:
-    async with (
-        aiofiles.open(source, "rb") as reader,
-        await files.open(remote, "wb") as writer,
-    ):
-        while piece := await reader.read(_CHUNK):
-            await writer.write(piece)
-    await files.chmod(remote, mode & 0o777)
+async def _upload_file(copy: _Copy, source: Path, remote: str, mode: int) -> None:
+    with _open_local(source) as reader:
+        async with await copy.files.open(remote, "wb") as writer:
+            while piece := await asyncio.to_thread(reader.read, _CHUNK):
+                await writer.write(piece)
+                copy.moved(len(piece))
+    await copy.files.chmod(remote, mode & 0o777)
 
 
-async def download(files: Files, remote: str, local: str | os.PathLike[str]) -> list[Refused]:
+def _open_local(source: Path) -> BufferedReader:
+    """Open a file that may have become a link, or a pipe without a writer, meanwhile."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    return os.fdopen(os.open(source, flags), "rb")
+
+
+async def download(
+    files: Files,
+    remote: str,
+    local: str | os.PathLike[str],
+    progress: Progress | None = None,
+) -> list[Refused]:
     """Copy `remote` to `local`; see `Sandbox.download`."""
-    copy = _Copy(files)
+    copy = _Copy(files, progress)
     info = await files.stat(remote)
     target = Path(local)
     if info.is_directory:
@@ -194,7 +222,7 @@ async def _download_tree(
     if depth > _DEEPEST:
         copy.refuse(relative, f"it is more than {_DEEPEST} directories deep")
         return
-    jobs: list[Coroutine[Any, Any, None]] = []
+    jobs: list[_Job] = []
     for info in await copy.files.list(remote):
         copy.count()
         path = f"{relative}/{info.name}" if relative else info.name
@@ -202,7 +230,7 @@ async def _download_tree(
         if not _harmless_name(info.name):
             copy.refuse(path, "its name could leave the directory")
         elif info.kind == "file":
-            jobs.append(_guarded_file(copy, source, info, path, directory))
+            jobs.append(partial(_guarded_file, copy, source, info, path, directory))
         elif info.kind == "link":
             _make_link(copy, info, path, depth, directory)
         elif info.kind == "directory":
@@ -221,24 +249,17 @@ async def _descend(
         async with _directory(info.name, directory) as below:
             await _download_tree(copy, source, path, below, depth + 1)
             os.fchmod(below, info.mode & 0o777)
-    except NovaError as error:
-        if not isinstance(error, FileError):
-            raise
-        copy.refuse(path, error.strerror)
-    except OSError as error:
-        copy.refuse(path, error.strerror or str(error))
+    except (OSError, PathError) as error:  # FileError is an OSError.
+        copy.refuse(path, _reason(error))
 
 
 async def _guarded_file(
     copy: _Copy, source: str, info: FileInfo, path: str, directory: int
 ) -> None:
-    async with copy.places:
-        try:
-            await _download_file(copy, source, info, info.name, directory)
-        except FileError as error:
-            copy.refuse(path, error.strerror)
-        except OSError as error:
-            copy.refuse(path, error.strerror or str(error))
+    try:
+        await _download_file(copy, source, info, info.name, directory)
+    except (OSError, PathError) as error:  # FileError is an OSError.
+        copy.refuse(path, _reason(error))
 
 
 async def _download_file(
@@ -249,12 +270,11 @@ async def _download_file(
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(temporary, flags, 0o600, dir_fd=directory)
     try:
-        async with (
-            aiofiles.open(descriptor, "wb") as writer,
-            await copy.files.open(source, "rb") as reader,
-        ):
-            async for piece in reader:
-                await writer.write(piece)
+        with os.fdopen(descriptor, "wb") as writer:
+            async with await copy.files.open(source, "rb") as reader:
+                async for piece in reader:
+                    await asyncio.to_thread(writer.write, piece)
+                    copy.moved(len(piece))
             os.fchmod(descriptor, info.mode & 0o777)
         os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
     except BaseException:
@@ -274,7 +294,7 @@ def _make_link(copy: _Copy, info: FileInfo, path: str, depth: int, directory: in
                 os.unlink(info.name, dir_fd=directory)
         os.symlink(target, info.name, dir_fd=directory)
     except OSError as error:
-        copy.refuse(path, error.strerror or str(error))
+        copy.refuse(path, _reason(error))
 
 
 def link_stays_inside(target: str, depth: int) -> bool:
@@ -291,11 +311,26 @@ def link_stays_inside(target: str, depth: int) -> bool:
     return climbs <= depth and ".." not in parts[climbs:]
 
 
+def _reason(error: OSError | PathError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
 def _harmless_name(name: str) -> bool:
     return name not in ("", ".", "..") and "/" not in name and "\0" not in name
 
 
-async def _together(jobs: list[Coroutine[Any, Any, None]]) -> None:
-    async with asyncio.TaskGroup() as group:
-        for job in jobs:
-            group.create_task(job)
+async def _together(jobs: list[_Job]) -> None:
+    """Do all of them, a few at once. Raises the first error as it is."""
+    waiting = iter(jobs)
+
+    async def work() -> None:
+        for job in waiting:
+            await job()
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(_AT_ONCE, len(jobs))):
+                group.create_task(work())
+    except BaseExceptionGroup as failed:
+        error = failed.exceptions[0]
+        raise error from error.__cause__

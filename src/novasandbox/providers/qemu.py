@@ -47,7 +47,8 @@ class QemuHypervisor(BaseHypervisor):
         try:
             program = await find_program()
         except ProviderUnavailable as error:
-            return Probe(False, error.why or error.what, fix=error.fix)
+            reason = f"{error.what} ({error.why})" if error.why else error.what
+            return Probe(False, reason, fix=error.fix)
         verdict = self._verdict(program)
         return Probe(
             True,

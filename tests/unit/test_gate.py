@@ -1,0 +1,222 @@
+"""Other processes use a sandbox through its holder, and notice none of its lost connections."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from novasandbox.core import sockets
+from novasandbox.core.gate import Gate
+from novasandbox.core.session import RemoteChannel
+from novasandbox.errors import GuestUnreachable, NovaError, ProtocolViolation
+from novasandbox.guest import channel as channel_module
+from novasandbox.guest.channel import Channel
+from novasandbox.guest.process import Launch, Processes
+from novasandbox.guest.protocol import STDOUT, Frame, Op, Tag
+from support.echo import EchoAgent
+from support.linked import Linked
+from support.peer import DEADLINE, Peer, data, end, noise, record, reply, state
+
+
+@dataclass
+class Held:
+    """What the gate asks of a holder."""
+
+    channel: Channel
+    id: str = "0123456789ab"
+    failure: NovaError | None = None
+
+
+class Door:
+    """A gate, and the clients that came through it."""
+
+    def __init__(self, channel: Channel, path: Path) -> None:
+        self._path = path
+        self._gate = Gate(cast("Any", Held(channel)), path)
+        self._clients: list[RemoteChannel] = []
+
+    async def open(self) -> None:
+        await self._gate.open()
+
+    async def client(self) -> RemoteChannel:
+        """Another process's channel."""
+
+        async def dial(protocol: asyncio.Protocol) -> asyncio.Transport:
+            return await sockets.dial(self._path, protocol)
+
+        client = RemoteChannel(dial, holder=b"a-client-process")
+        await client.open(DEADLINE)
+        self._clients.append(client)
+        return client
+
+    async def close(self) -> None:
+        for client in self._clients:
+            await client.close()
+        await self._gate.close(GuestUnreachable("the test is over"))
+
+
+@pytest.fixture
+async def door(linked: Linked, tmp_path: Path) -> AsyncIterator[Door]:
+    """A gate before a guest that the test plays."""
+    opened = Door(linked[0], tmp_path / "api.sock")
+    await opened.open()
+    yield opened
+    await opened.close()
+
+
+async def test_a_client_starts_a_process_and_waits_for_it(linked: Linked, door: Door) -> None:
+    _, connection = linked
+    client = await door.client()
+    running = asyncio.create_task(Processes(client, "box").run(Launch(("x",)), None, False))
+    number = (await connection.request(Op.EXEC)).stream
+    connection.send(state(number, (Tag.PID, 7)), data(number, 0, b"out"))
+    connection.send(end(number, 3), end(number, 0, 2), reply(number, 0, (Tag.EXIT, 4)))
+    result = await running
+    assert (result.stdout, result.exit_code) == ("out", 4)
+    assert (await connection.expect(Frame.RELEASE)).stream == number
+
+
+async def test_two_clients_have_numbers_of_their_own(linked: Linked, door: Door) -> None:
+    _, connection = linked
+    calls = [
+        asyncio.create_task((await door.client()).call(Op.PING, [(Tag.NAME, name)]))
+        for name in ("a", "b")
+    ]
+    for _ in calls:
+        heard = await connection.request(Op.PING)
+        connection.send(reply(heard.stream, 0, (Tag.NAME, heard.fields[Tag.NAME][0])))
+    assert [(await call).fields.text(Tag.NAME) for call in calls] == ["a", "b"]
+
+
+async def test_attaching_from_another_process_does_not_disturb_its_other_streams(
+    linked: Linked, door: Door
+) -> None:
+    """The guest's number of a process may be one that the client uses for something else."""
+    holders, connection = linked
+    holders.request(Op.EXEC)
+    assert (await connection.request(Op.EXEC)).stream == 1
+    connection.send(state(1, (Tag.PID, 31)))
+    client = await door.client()
+    pending = asyncio.create_task(client.call(Op.METRICS))
+    metrics = (await connection.request(Op.METRICS)).stream
+    attaching = asyncio.create_task(Processes(client, "box").attach(31))
+    number = (await connection.request(Op.PROCESSES)).stream
+    # The process has the guest's number 1, as the client's METRICS has the client's 1.
+    body = record((Tag.STREAM, 1), (Tag.PID, 31), (Tag.ARG, b"x"))
+    connection.send(state(number), data(number, 0, body), end(number, len(body)), reply(number))
+    heard = await connection.expect(Frame.RESUME)
+    assert heard.stream == 1
+    connection.send(state(1, (Tag.PID, 31)), data(1, 0, b"held"))
+    process = await attaching
+    connection.send(reply(metrics, 0, (Tag.CPUS, 3)))
+    connection.send(end(1, 4), end(1, 0, 2), reply(1, 0, (Tag.EXIT, 0)))
+    assert (await process.wait()).stdout == "held"
+    assert (await pending).fields.number(Tag.CPUS) == 3
+
+
+async def test_the_reader_before_is_told_when_another_attaches(linked: Linked, door: Door) -> None:
+    _, connection = linked
+    first, second = await door.client(), await door.client()
+    starting = asyncio.create_task(Processes(first, "box").start(Launch(("x",), background=True)))
+    number = (await connection.request(Op.EXEC)).stream
+    connection.send(state(number, (Tag.PID, 7)))
+    process = await starting
+    waiting = asyncio.create_task(process.wait())
+    stream = second.adopt(number)
+    await connection.expect(Frame.RESUME)
+    connection.send(data(number, 5, b"in flight"), state(number, (Tag.PID, 7)))
+    connection.send(data(number, 0, b"hello"))
+    assert await stream.outputs[STDOUT].read() == b"hello"
+    with pytest.raises(NovaError, match="no longer ours"):
+        await waiting
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_clients_notice_no_connection_that_the_holder_loses(
+    peer: Peer, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel_module, "_RECONNECT_PAUSE", 0.0)
+    agent = EchoAgent(peer, seed, patience=(1, 25), cuts=20)
+    serving = asyncio.create_task(agent.run())
+    channel = peer.channel()
+    door = Door(channel, tmp_path / "api.sock")
+    try:
+        await channel.open(DEADLINE)
+        await door.open()
+        client = await door.client()
+        async with asyncio.timeout(DEADLINE):
+            await asyncio.gather(*[_echoed(client, 50_000 + 150_000 * n) for n in range(3)])
+    finally:
+        await door.close()
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+    assert agent.cuts < 20
+
+
+async def _echoed(channel: Channel, size: int) -> None:
+    body = noise(size)
+    stream = channel.request(Op.EXEC, [(Tag.STDIN, 1)])
+    await stream.started()
+
+    async def feed() -> None:
+        await stream.input.send(body)
+        stream.input.end()
+
+    feeding = asyncio.create_task(feed())
+    try:
+        got = bytearray()
+        while piece := await stream.outputs[STDOUT].read():
+            got += piece
+        assert got == body
+        assert (await stream.result()).fields.number(Tag.EXIT) == 7
+    finally:
+        feeding.cancel()
+        await asyncio.gather(feeding, return_exceptions=True)
+    stream.release()
+
+
+async def test_a_cancel_and_a_release_reach_a_guest_that_was_away(
+    peer: Peer, linked: Linked, door: Door
+) -> None:
+    _, connection = linked
+    client = await door.client()
+    streams = [client.request(Op.EXEC) for _ in range(2)]
+    numbers = []
+    for _ in streams:
+        numbers.append((await connection.request(Op.EXEC)).stream)
+        connection.send(state(numbers[-1], (Tag.PID, 7)))
+    for stream in streams:
+        await stream.started()
+    connection.cut()
+    away = await peer.accept()
+    streams[0].cancel()
+    streams[1].release()
+    # An answer of the holder's own: what went before it has arrived there.
+    third = client.request(0x8001, [(Tag.MESSAGE, "{}")])
+    await third.result()
+    await away.attach()
+    heard = [await away.read() for _ in range(3)]
+    assert {(each.type, each.stream) for each in heard} == {
+        (Frame.RESUME, numbers[0]),
+        (Frame.CANCEL, numbers[0]),
+        (Frame.RELEASE, numbers[1]),
+    }
+    away.send(reply(numbers[0], errno.ECANCELED))
+    assert (await streams[0].result()).status == errno.ECANCELED
+
+
+async def test_a_guest_cannot_speak_for_its_holder(linked: Linked, door: Door) -> None:
+    _, connection = linked
+    client = await door.client()
+    call = asyncio.create_task(client.call(Op.PING))
+    number = (await connection.request(Op.PING)).stream
+    told = b'{"type": "SandboxExpired", "what": "it is over"}'
+    connection.send(reply(number, errno.EAGAIN, (Tag.FAILURE, told)))
+    with pytest.raises(ProtocolViolation, match="speaks for its holder"):
+        await call
