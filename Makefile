@@ -43,9 +43,9 @@ soak: ## Run the tests that take long (those marked soak)
 	@$(SETUP) all
 	$(BIN)/pytest tests -m soak --timeout=0
 
-fuzz: ## Fuzz the agent's and the host's frame parsers, with sanitizers
+fuzz: ## Fuzz the frame parsers of agent and host, with sanitizers (ARGS='--seconds N')
 	@$(SETUP) env
-	$(BIN)/python native/build.py --fuzz
+	$(BIN)/python native/fuzz.py $(ARGS)
 	$(BIN)/pytest tests/fuzz
 
 agent: ## Compile the guest agent and the jail (ARCH=host, x86_64, aarch64 or all)

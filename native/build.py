@@ -1,4 +1,4 @@
-"""Compile the native parts with zig: used by `make agent`, by the build hook and by `make fuzz`.
+"""Compile the native parts with zig: used by `make agent` and by the build hook.
 
     python native/build.py                 this machine's architecture, what is stale
     python native/build.py --arch all      both architectures

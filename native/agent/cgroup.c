@@ -15,8 +15,18 @@
 
 #define ROOT "/sys/fs/cgroup"
 #define ROUNDS 100
+#define MAX_UNUSED 32
 
+/* What the kernel holds for itself is no process's: a bound reckoned from all of the memory would
+ * lie beyond what there is, and the guest would thrash instead of killing the hog. */
+static uint64_t available;
 static int nova = -1, memory_events = -1, pids_current = -1;
+
+/* What each control group may have: less than all of them together, so that whatever one command
+ * does, the next one still finds memory and a process id. */
+static uint64_t group_memory, group_processes;
+#define SPARE_MEMORY (24u << 20)
+#define SPARE_PROCESSES 64
 
 static bool write_at(int directory, const char *file, const char *text) {
     int fd = openat(directory, file, O_WRONLY | O_CLOEXEC);
@@ -26,63 +36,107 @@ static bool write_at(int directory, const char *file, const char *text) {
     return written;
 }
 
-static uint64_t total_memory(void) {
+static bool write_number(int directory, const char *file, uint64_t number) {
+    char text[24];
+    snprintf(text, sizeof text, "%llu", (unsigned long long)number);
+    return write_at(directory, file, text);
+}
+
+static uint64_t free_at_boot(void) {
     struct sysinfo info;
-    return sysinfo(&info) == 0 ? (uint64_t)info.totalram * info.mem_unit : 0;
+    return sysinfo(&info) == 0 ? (uint64_t)(info.freeram + info.bufferram) * info.mem_unit : 0;
 }
 
 void cgroup_set_reserve(uint64_t reserve) {
-    uint64_t total = total_memory();
-    if (nova < 0 || total == 0) return;
-    if (reserve > total / 2) reserve = total / 2;
-    char text[24];
-    snprintf(text, sizeof text, "%llu", (unsigned long long)(total - reserve));
-    if (!write_at(nova, "memory.max", text)) log_error("memory.max: %m");
+    if (nova < 0 || available == 0) return;
+    if (reserve > available / 2) reserve = available / 2;
+    uint64_t limit = available - reserve;
+    group_memory = limit - (limit / 8 < SPARE_MEMORY ? limit / 8 : SPARE_MEMORY);
+    if (!write_number(nova, "memory.max", limit)) log_error("memory.max: %m");
+}
+
+/* One after the other, so that a controller the kernel lacks does not cost the others. */
+static void enable_controllers(int directory) {
+    static const char *const controllers[] = {"+cpu", "+memory", "+pids"};
+    for (size_t i = 0; i < sizeof controllers / sizeof *controllers; i++) {
+        if (!write_at(directory, "cgroup.subtree_control", controllers[i])) log_error("%s: %m", controllers[i]);
+    }
 }
 
 void cgroup_open(uint64_t reserve) {
+    available = free_at_boot();
     int root = open(ROOT, O_DIRECTORY | O_RDONLY | O_CLOEXEC);
     if (root < 0 || (mkdirat(root, "nova", 0755) != 0 && errno != EEXIST)) {
         log_error("no control groups: %m");
         if (root >= 0) close(root);
         return;
     }
-    /* One after the other, so that a controller the kernel lacks does not cost the others. Below
-     * nova none is enabled: a directory without controllers is made in a tenth of the time. */
-    if (!write_at(root, "cgroup.subtree_control", "+memory")) log_error("no limit on memory: %m");
-    if (!write_at(root, "cgroup.subtree_control", "+pids")) log_error("no limit on processes: %m");
+    enable_controllers(root);
     nova = openat(root, "nova", O_DIRECTORY | O_RDONLY | O_CLOEXEC);
     close(root);
     if (nova < 0) return;
     memory_events = openat(nova, "memory.events", O_RDONLY | O_CLOEXEC);
     pids_current = openat(nova, "pids.current", O_RDONLY | O_CLOEXEC);
+    /* CPU time is shared by commands, not by processes, and the agent has as much as all of them. */
+    enable_controllers(nova);
     cgroup_set_reserve(reserve);
-    uint64_t processes = total_memory() >> 17;
+    /* Half a MiB for each: with more of them the guest thrashes before anything is refused. */
+    uint64_t processes = available >> 19;
     if (processes < 256) processes = 256;
     if (processes > 16384) processes = 16384;
-    char text[24];
-    snprintf(text, sizeof text, "%llu", (unsigned long long)processes);
-    if (!write_at(nova, "pids.max", text)) log_error("pids.max: %m");
+    group_processes = processes - SPARE_PROCESSES;
+    if (!write_number(nova, "pids.max", processes)) log_error("pids.max: %m");
 }
 
 bool cgroup_is_open(void) { return nova >= 0; }
 
-bool cgroup_make(struct cgroup *cgroup) {
+/* A directory is used again once it is empty: making, populating and removing one costs as much as
+ * starting a small program. */
+static struct cgroup unused[MAX_UNUSED];
+static size_t unused_count;
+
+bool cgroup_take(struct cgroup *cgroup) {
+    static uint32_t last;
     cgroup->fd = -1;
     if (nova < 0) return false;
+    while (unused_count > 0) {
+        *cgroup = unused[--unused_count];
+        /* The guest's root may have removed it. */
+        if (faccessat(cgroup->fd, "cgroup.procs", F_OK, 0) == 0) return true;
+        close(cgroup->fd);
+    }
     char name[16];
+    cgroup->name = ++last;
     snprintf(name, sizeof name, "%u", cgroup->name);
     if (mkdirat(nova, name, 0755) != 0 && errno != EEXIST) return false;
     cgroup->fd = openat(nova, name, O_DIRECTORY | O_RDONLY | O_CLOEXEC);
-    return cgroup->fd >= 0;
+    if (cgroup->fd < 0) return false;
+    write_number(cgroup->fd, "memory.max", group_memory);
+    write_number(cgroup->fd, "pids.max", group_processes);
+    return true;
 }
 
-bool cgroup_remove(struct cgroup *cgroup) {
+static bool is_empty(const struct cgroup *cgroup) {
+    char text[64];
+    int fd = openat(cgroup->fd, "cgroup.events", O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    if (fd >= 0) close(fd);
+    if (n < 0) return true; /* it was removed, which only works when it is empty */
+    text[n] = 0;
+    return strstr(text, "populated 0") != NULL;
+}
+
+bool cgroup_give_back(struct cgroup *cgroup) {
     if (cgroup->fd < 0) return true;
-    char name[16];
-    snprintf(name, sizeof name, "%u", cgroup->name);
-    if (unlinkat(nova, name, AT_REMOVEDIR) != 0 && errno == EBUSY) return false;
-    close(cgroup->fd);
+    if (!is_empty(cgroup)) return false;
+    if (unused_count < MAX_UNUSED) {
+        unused[unused_count++] = *cgroup;
+    } else {
+        char name[16];
+        snprintf(name, sizeof name, "%u", cgroup->name);
+        if (unlinkat(nova, name, AT_REMOVEDIR) != 0) log_error("control group %s: %m", name);
+        close(cgroup->fd);
+    }
     cgroup->fd = -1;
     return true;
 }

@@ -9,15 +9,15 @@ struct cgroup {
     int fd; /* its directory; -1: there is none */
 };
 
-/* Bounds memory to all but `reserve` bytes. */
+/* Bounds memory to all that is free now but `reserve` bytes. */
 void cgroup_open(uint64_t reserve);
 void cgroup_set_reserve(uint64_t reserve);
 
 /* Whether the kernel has them. */
 bool cgroup_is_open(void);
-bool cgroup_make(struct cgroup *cgroup);
+bool cgroup_take(struct cgroup *cgroup);
 /* False while processes are in it. */
-bool cgroup_remove(struct cgroup *cgroup);
+bool cgroup_give_back(struct cgroup *cgroup);
 /* SIGKILL reaches all at once, whatever they fork meanwhile. */
 bool cgroup_signal(const struct cgroup *cgroup, int signal);
 

@@ -118,12 +118,15 @@ static void receive(void) {
     while (port_can_read() && input_length < MAX_FRAME) {
         input_length += port_read(input + input_length, sizeof input - input_length);
     }
-    if (input_length > 0 && broken) resynchronise();
-    if (input_length == 0 || broken || refusal_count == REFUSALS) return;
     const char *error;
-    size_t used = frames_parse(input, input_length, &error);
-    if (error != NULL) connection_fail(error);
-    consume(used);
+    do {
+        if (broken) resynchronise();
+        if (broken || refusal_count == REFUSALS) break;
+        size_t used = frames_parse(input, input_length, &error);
+        if (error != NULL) connection_fail(error);
+        /* A wrong header is over with its first byte, lest the zeros before it count again. */
+        consume(error != NULL ? used + 1 : used);
+    } while (broken); /* what makes the connection whole again may be in the input already */
     held_back = refusal_count == REFUSALS;
 }
 

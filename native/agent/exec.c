@@ -3,6 +3,7 @@
 
 #include "connection.h"
 #include "environment.h"
+#include "log.h"
 #include "operations.h"
 #include "protocol.h"
 #include "spawn.h"
@@ -60,6 +61,14 @@ static bool open_ends(struct ends *ends, struct fields request) {
         ends->theirs[0] = dev_null;
     }
     return open_pipe(ends, 1) && open_pipe(ends, 2);
+}
+
+/* So that the user may open them again by name: as /dev/stdout, /dev/fd/1, or the terminal's. */
+static void give(const struct ends *ends, const struct user *user) {
+    for (int i = 0; i < 3; i++) {
+        if (ends->theirs[i] == dev_null) continue;
+        if (fchown(ends->theirs[i], user->uid, (gid_t)-1) != 0) log_error("the ends of a process: %m");
+    }
 }
 
 static void not_started(struct stream *stream, enum stage stage, int error) {
@@ -126,14 +135,14 @@ static void launch(struct process *process, struct fields request) {
     error = arguments_build(request, &user, terminal, &arguments);
     if (error != 0) return not_started(stream, STAGE_EXEC, error);
     struct ends ends;
-    process->cgroup.name = stream->id;
-    if (!open_ends(&ends, request) || (!cgroup_make(&process->cgroup) && cgroup_is_open())) {
+    if (!open_ends(&ends, request) || (!cgroup_take(&process->cgroup) && cgroup_is_open())) {
         error = errno;
         close_all(ends.ours);
         close_all(ends.theirs);
         free(arguments.memory);
         return not_started(stream, STAGE_FORK, error);
     }
+    give(&ends, &user);
     struct spawn start = {
         .argv = arguments.argv, .environment = arguments.environment, .search = arguments.search,
         .cwd = cwd, .cwd_may_be_missing = may_be_missing,

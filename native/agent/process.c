@@ -50,14 +50,14 @@ void process_settle(struct process *process) {
     if (is_done(&process->pull[0]) && is_done(&process->pull[1])) exec_reply(process);
 }
 
-/* Removes control groups and frees what is over; later, where nobody still uses it. */
+/* Frees what is over; later, where nobody still uses it. */
 static void sweep(struct timer *timer) {
     (void)timer;
     for (struct link *l = all.next; l != &all;) {
         struct process *process = container(l, struct process, all);
         l = l->next;
         if (process->running || process->more != NULL) continue;
-        bool is_empty = cgroup_remove(&process->cgroup);
+        bool is_empty = cgroup_give_back(&process->cgroup);
         bool is_closed = process->pull[0].state == PULL_CLOSED && process->pull[1].state == PULL_CLOSED;
         if (process->stream != NULL || !is_empty || !is_closed) continue;
         list_remove(&process->all);
@@ -82,6 +82,8 @@ static void ended(struct child *child, int status, const struct rusage *usage) {
         + (uint64_t)usage->ru_stime.tv_sec * 1000000 + (uint64_t)usage->ru_stime.tv_usec;
     bool was_killed = WIFSIGNALED(status) ? WTERMSIG(status) == SIGKILL : WEXITSTATUS(status) == 128 + SIGKILL;
     process->out_of_memory = was_killed && !process->killed && cgroup_oom_kills() != process->oom_kills;
+    /* What it left behind holds the memory that the next command needs. */
+    if (process->out_of_memory) process_signal_tree(process, SIGKILL);
     timer_stop(&process->timeout);
     feed_close(process);
     pull_last(process, 0);

@@ -162,6 +162,7 @@ static int start(struct stream *stream, struct fields request) {
         error = dial_v6(tcp, v6);
     } else {
         error = dial_v4(tcp, v4);
+        if (error == ECONNREFUSED && tcp->try_v6) error = dial_v6(tcp, in6addr_loopback);
     }
     if (error == 0) stream_open_input(stream);
     return error;

@@ -89,7 +89,8 @@ static void forget_moved(struct watch *watch, const struct inotify_event *next) 
     watch->move_cookie = 0;
 }
 
-static void take(struct watch *watch, const struct inotify_event *event) {
+/* Whether the watched path itself is still there. */
+static bool take(struct watch *watch, const struct inotify_event *event) {
     static const struct {
         uint32_t mask;
         uint64_t kind;
@@ -103,7 +104,7 @@ static void take(struct watch *watch, const struct inotify_event *event) {
     if ((event->mask & IN_Q_OVERFLOW) != 0) watch->lost = true;
     const char *directory = watched_name(&watch->watched, event->wd);
     char name[PATH_MAX];
-    if (directory == NULL || !join(name, directory, event)) return;
+    if (directory == NULL || !join(name, directory, event)) return true;
     bool is_root = *directory == 0 && event->len == 0;
     if ((event->mask & IN_DELETE_SELF) != 0 && is_root) report(watch, CHANGE_REMOVED, name, false);
     /* A directory below tells its own changes what its parent tells too. */
@@ -115,6 +116,12 @@ static void take(struct watch *watch, const struct inotify_event *event) {
     }
     if (is_directory && watch->recursive && !is_known && event->len > 0) directory_changed(watch, event, name);
     if ((event->mask & IN_IGNORED) != 0) watched_forget(&watch->watched, event->wd);
+    return !is_root || (event->mask & IN_IGNORED) == 0;
+}
+
+static void end(struct watch *watch) {
+    source_close(&watch->inotify);
+    stream_reply(watch->stream, 0, NULL);
 }
 
 static void ready(struct source *source, uint32_t events) {
@@ -124,7 +131,7 @@ static void ready(struct source *source, uint32_t events) {
     ssize_t n = read(source->fd, bytes, sizeof bytes);
     for (ssize_t at = 0; at < n;) {
         const struct inotify_event *event = (const struct inotify_event *)(bytes + at);
-        take(watch, event);
+        if (!take(watch, event)) return end(watch);
         at += (ssize_t)(sizeof *event + event->len);
     }
     if (n < 0) {
@@ -171,9 +178,7 @@ static int start(struct stream *stream, struct fields request) {
 }
 
 static void cancel(struct stream *stream) {
-    struct watch *watch = stream->work;
-    source_close(&watch->inotify);
-    stream_reply(stream, 0, NULL);
+    end(stream->work);
 }
 
 static void forget(struct stream *stream) {

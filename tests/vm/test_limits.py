@@ -27,6 +27,10 @@ async def _works(sandbox: Sandbox) -> None:
         assert (await sandbox.exec("echo on")).stdout == "on\n"
 
 
+async def _none_runs(sandbox: Sandbox, pattern: str) -> bool:
+    return not (await sandbox.exec(["pgrep", "-f", pattern])).ok
+
+
 async def test_a_hog_dies_and_the_result_says_out_of_memory(small: Sandbox) -> None:
     hog = "blocks = []\nwhile True: blocks.append(b'x' * 4_000_000)"
     result = await small.exec(["python3", "-c", hog], timeout=100)
@@ -79,7 +83,7 @@ async def test_a_thousand_processes_are_held_or_refused_and_then_gone(small: San
         await _works(small)
         await process.kill()
         await process.wait()
-    assert not (await small.exec(["pgrep", "-f", "signal[.]pause"])).ok
+    await until(lambda: _none_runs(small, "signal[.]pause"))
     await _works(small)
 
 
@@ -92,7 +96,7 @@ async def test_a_fork_bomb_can_be_killed(small: Sandbox) -> None:
         await process.kill()
         await process.wait()
         await _works(small)
-    assert not (await small.exec(["pgrep", "-f", "os[.]fork"])).ok
+    await until(lambda: _none_runs(small, "os[.]fork"))
 
 
 async def test_a_full_disk_is_an_error_and_then_no_more(small: Sandbox) -> None:
