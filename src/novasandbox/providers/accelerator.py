@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import mmap
 import os
 import platform
 import sys
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 from novasandbox.core.atomic import read_json, write_json
@@ -105,9 +107,21 @@ def _cpu_flags() -> set[str]:
 
 
 def _is_pvm_kernel(kernel: Path) -> bool:
-    with contextlib.suppress(OSError):
-        return b"CONFIG_PVM_GUEST=y" in kernel.read_bytes() or b"PVM guest" in kernel.read_bytes()
-    return False
+    try:
+        found = kernel.stat()
+        return _holds_pvm_words(kernel, found.st_ino, found.st_mtime_ns, found.st_size)
+    except (OSError, ValueError):
+        return False  # an empty file cannot be mapped
+
+
+@cache
+def _holds_pvm_words(kernel: Path, *_identity: int) -> bool:
+    """Searched once for each file: it takes longer than starting QEMU."""
+    with (
+        kernel.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        return any(content.find(words) >= 0 for words in (b"CONFIG_PVM_GUEST=y", b"PVM guest"))
 
 
 def _user() -> str:

@@ -102,6 +102,11 @@ def kernel_arguments(hardware: Hardware) -> str:
     words = ["quiet", "panic=-1", "random.trust_cpu=on", "cryptomgr.notests"]
     # Those of Debian's security modules that need no policy, which nobody would load here.
     words += ["lsm=landlock,yama"]
+    if hardware.accelerator == "tcg":
+        # QEMU keeps translations by virtual address: with addresses at random every exec
+        # translates the loader and libc again (three times the time), and code pages with
+        # many translations take seconds to reuse. It weakens nobody but the guest.
+        words += ["norandmaps"]
     if hardware.arch == "x86_64":
         # The early console needs no driver: a probe for UARTs costs more than it gives.
         words += ["earlyprintk=ttyS0,keep", "8250.nr_uarts=0", "reboot=t"]
