@@ -92,6 +92,7 @@ static int watch_signals(void)
 	sigaddset(&set, SIGINT);
 	sigaddset(&set, SIGQUIT);
 	sigaddset(&set, SIGHUP);
+	sigaddset(&set, SIGUSR1);
 	sigprocmask(SIG_BLOCK, &set, NULL);
 	signal(SIGPIPE, SIG_IGN);
 	int fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
@@ -203,9 +204,12 @@ static void take_signals(struct supervisor *s)
 {
 	struct signalfd_siginfo info;
 
-	while (read(s->signals, &info, sizeof info) == sizeof info)
-		if (info.ssi_signo != SIGCHLD)
+	while (read(s->signals, &info, sizeof info) == sizeof info) {
+		if (info.ssi_signo == SIGUSR1)
+			s->owner = -1; /* it is finished, and may go */
+		else if (info.ssi_signo != SIGCHLD)
 			kill(s->child, SIGKILL);
+	}
 }
 
 static void watch_owner(struct supervisor *s)

@@ -49,6 +49,18 @@ def test_an_id_that_was_used_again_is_another_process(child: subprocess.Popen[by
     assert child.poll() is None
 
 
+def test_a_process_of_another_boot_of_the_host_is_another_process() -> None:
+    assert not replace(Owner.self(), boot="an earlier one").alive
+
+
+def test_setting_the_hosts_clock_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    me = Owner.self()
+    monkeypatch.setattr(psutil, "boot_time", lambda: 1.0)
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: 1.0)
+    assert me.alive
+    assert Owner.self() == me
+
+
 def test_a_zombie_is_dead(child: subprocess.Popen[bytes]) -> None:
     owner = Owner.of(child.pid)
     owner.kill()

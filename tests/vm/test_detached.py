@@ -19,6 +19,7 @@ from novasandbox.errors import (
     SandboxFailed,
     SandboxNotFound,
 )
+from novasandbox.providers.qmp import Qmp
 from waiting import is_gone, until
 
 pytestmark = pytest.mark.vm
@@ -273,3 +274,18 @@ async def test_a_maker_that_is_killed_takes_its_half_made_sandbox_along(
         maker.kill()
         await maker.wait()
     await until(lambda: elsewhere.living(nova_home) == before)
+
+
+async def test_a_keeper_killed_in_the_middle_of_a_pause_loses_nothing(
+    qemu: str, nova_home: Path
+) -> None:
+    sandbox = await Sandbox.create(detach=True, timeout=600)
+    # The machine stands still, and the record does not say so yet.
+    monitor = Qmp(registry.get(sandbox.id).directory / "qmp.sock")
+    await monitor.execute("stop")
+    await monitor.close()
+    elsewhere.end_keeper(nova_home, signal.SIGKILL)
+    async with await Sandbox.connect(sandbox.id) as found:
+        assert found.state is SandboxState.RUNNING
+        assert (await found.exec("echo on")).stdout == "on\n"
+        await found.kill()

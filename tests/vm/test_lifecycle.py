@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -240,3 +241,11 @@ async def test_a_cancelled_creation_leaves_nothing(qemu: str, nova_home: Path, m
     assert elsewhere.living(nova_home) == before
     assert all(map(is_gone, elsewhere.pids(record)))
     assert not _processes_of(record.id)
+
+
+async def test_a_program_with_many_open_files_makes_sandboxes_too(qemu: str) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(600):
+            stack.enter_context(open("/dev/null", "rb"))
+        async with Sandbox.create() as sandbox:
+            assert (await sandbox.exec("echo on")).stdout == "on\n"

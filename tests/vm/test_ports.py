@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from novasandbox import Sandbox
+from novasandbox import Process, Sandbox
 from novasandbox.errors import HostResourceExhausted, InvalidConfig
 from waiting import until
 
@@ -36,23 +36,24 @@ asyncio.run(main())
 HOSTS = {7001: "127.0.0.1", 7002: "0.0.0.0", 7003: "::1", 7004: "::"}
 
 
-async def _serve(sandbox: Sandbox) -> None:
+async def _serve(sandbox: Sandbox) -> Process:
     words = [word for port, host in HOSTS.items() for word in (host, str(port))]
     process = await sandbox.start(["python3", "-c", ECHO, *words])
     async for output in process:
         assert output.text == "listening\n"
         break
-    process.detach()
+    return process
 
 
 @pytest.fixture(scope="module")
 async def served(sandbox: Sandbox) -> AsyncIterator[Sandbox]:
     """The shared sandbox, with an echo server on each kind of address."""
-    await _serve(sandbox)
+    process = await _serve(sandbox)
     yield sandbox
     for port in HOSTS:
         await sandbox.unexpose(port)
-    await sandbox.exec(["pkill", "-f", "start_server"])
+    await process.kill()
+    await process.wait()
 
 
 async def _talk(address: str, data: bytes) -> bytes:

@@ -48,7 +48,11 @@ async def _once(
     hypervisor: BaseHypervisor, spec: MachineSpec, open_channel: Callable[[Machine], Channel]
 ) -> tuple[Machine, Channel]:
     machine = await hypervisor.boot(spec)
-    channel = open_channel(machine)
+    try:
+        channel = open_channel(machine)
+    except BaseException:
+        await asyncio.shield(asyncio.ensure_future(machine.kill()))
+        raise
     try:
         await _first_answer(machine, channel, spec)
     except BaseException:

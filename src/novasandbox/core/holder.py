@@ -89,7 +89,7 @@ class Holder:
         await asyncio.to_thread(registry.collect_leftovers)
         provider, probe = await provider_choice.choose(config.provider)
         with await prepare(config) as prepared:
-            record = await asyncio.to_thread(registry.create, config, Owner.self())
+            record = await _new_record(config)
             holder = cls(replace(record, provider=provider.name))
             holder._note("created", template=prepared.template)
             try:
@@ -103,7 +103,11 @@ class Holder:
 
     @classmethod
     async def adopt(cls, record: Record) -> Holder:
-        """Take over a sandbox whose holder died. Raises SandboxFailed kinds."""
+        """Take over a sandbox whose holder died.
+
+        Raises VmmCrashed when its machine is gone. Whatever else goes wrong is raised too, and
+        leaves the sandbox as it was: the next one may try.
+        """
         if record.provider is None or record.machine is None:
             raise VmmCrashed("the sandbox never got a machine", sandbox_id=record.id)
         holder = cls(record)
@@ -115,21 +119,27 @@ class Holder:
             holder.record = registry.change(record, owner=Owner.self())
             await holder._serve()
             await holder._reopen_ports()
-        except BaseException as error:
+        except VmmCrashed as error:
             await holder._abandon(error)
+            raise
+        except BaseException:
+            await asyncio.shield(asyncio.ensure_future(holder.let_go()))
+            with contextlib.suppress(OSError):
+                registry.save(record)
             raise
         holder._note("adopted")
         return holder
 
     async def _shake_hands(self) -> None:
-        """Attach to a guest that ran for another holder; a paused one runs for that long."""
+        """Attach to a guest that ran for another holder; a paused one runs for that long.
+
+        It is resumed in any case: the other one may have died in the middle of a pause.
+        """
         assert self._machine is not None
         assert self.channel is not None
-        paused = self.state is SandboxState.PAUSED
-        if paused:
-            await self._machine.resume()
+        await self._machine.resume()
         await self.channel.open(_ANSWER_DEADLINE)
-        if paused:
+        if self.state is SandboxState.PAUSED:
             await self._stand_still()
 
     async def _boot(self, config: SandboxConfig, prepared: Prepared, name: str) -> None:
@@ -144,8 +154,9 @@ class Holder:
             scratch_mib=config.disk_mib,
             vcpus=config.vcpus,
             memory_mib=config.memory_mib,
-            owner_fd=None if config.detach else owner,
+            owner_fd=owner,
             hold_fds=prepared.hold_fds,
+            strict=is_strict(config),
         )
         try:
             self._machine, self.channel = await boot(
@@ -183,6 +194,10 @@ class Holder:
         )
         deadline = None if config.timeout is None else time.time() + config.timeout
         self.record = registry.change(self.record, state=SandboxState.RUNNING, deadline=deadline)
+        if config.detach:
+            assert self._machine is not None
+            # Until now it would have died with us; from here on the next holder finds it.
+            self._machine.outlive_owner()
         await self._serve()
         self._note("running", accelerator=self.record.accelerator)
 
@@ -228,7 +243,17 @@ class Holder:
         """Stop the vCPUs. Raises IllegalTransition unless it runs."""
         self._require(SandboxState.RUNNING, verb="pause")
         await self._stand_still()
-        self._become(SandboxState.PAUSED)
+        try:
+            self._become(SandboxState.PAUSED)
+        except BaseException:
+            await self._go_on()
+            raise
+
+    async def _go_on(self) -> None:
+        assert self._machine is not None
+        assert self.channel is not None
+        await self._machine.resume()
+        self.channel.refusal = None
 
     async def _stand_still(self) -> None:
         assert self._machine is not None
@@ -244,10 +269,8 @@ class Holder:
     async def resume(self) -> None:
         """Let the vCPUs run again; the guest's clock is set right."""
         self._require(SandboxState.PAUSED, verb="resume")
-        assert self._machine is not None
         assert self.channel is not None
-        await self._machine.resume()
-        self.channel.refusal = None
+        await self._go_on()
         self._become(SandboxState.RUNNING)
         await Guest(self.channel, self.id).set_clock()
 
@@ -282,8 +305,9 @@ class Holder:
     async def _reopen_ports(self) -> None:
         assert self._ports is not None
         for port, host_port in self.record.ports.items():
-            with contextlib.suppress(NovaError):
+            with contextlib.suppress(NovaError, OSError):
                 await self._ports.expose(int(port), int(host_port))
+        self._remember_ports()
 
     async def kill(self) -> None:
         """End it now. Harmless when repeated."""
@@ -330,10 +354,6 @@ class Holder:
 
     def _expire(self) -> None:
         created, deadline = self.record.created, self.record.deadline or time.time()
-        # A timer may fire early when the wall clock was set back meanwhile.
-        if deadline - time.time() > 1:
-            self._set_timer()
-            return
         reason = f"its time-to-live was over, {deadline - created:.0f} s after it was made"
         self._failure = SandboxExpired(
             "the sandbox has ended",
@@ -344,7 +364,10 @@ class Holder:
         self._start_ending(SandboxState.STOPPED, reason, expired=True)
 
     async def _watch_machine(self, machine: Machine) -> None:
-        reason = await machine.wait()
+        try:
+            reason = await machine.wait()
+        except OSError as unseen:
+            reason = f"it can no longer be watched: {unseen}"
         if self._ending is None:
             error = self._loss(machine, reason)
             self._failure = error
@@ -411,11 +434,10 @@ class Holder:
                 await self._machine.kill()
             await self._close_doors(error)
             await self._drop_machine()
-        finally:
-            self._note("failed" if state is SandboxState.FAILED else "stopped", reason=reason)
             self.record = await asyncio.to_thread(
                 registry.bury, self.record, state, reason, expired=expired
             )
+        finally:
             if self._gate is not None:
                 # Apart, since a call of `kill` through the gate waits for this very task.
                 self._closing = asyncio.create_task(self._gate.close(error))
@@ -475,3 +497,19 @@ def _owner_descriptor() -> int | None:
     """
     pidfd_open = getattr(os, "pidfd_open", None)
     return None if pidfd_open is None else int(pidfd_open(os.getpid()))
+
+
+def is_strict(config: SandboxConfig) -> bool:
+    """Whether a host that cannot give every part of the jail is refused."""
+    return os.environ.get("NOVA_STRICT_JAIL") == "1" if config.strict is None else config.strict
+
+
+async def _new_record(config: SandboxConfig) -> Record:
+    """A record on disk; when the caller is cancelled meanwhile, none."""
+    making = asyncio.ensure_future(asyncio.to_thread(registry.create, config, Owner.self()))
+    try:
+        return await asyncio.shield(making)
+    except asyncio.CancelledError:
+        record = await making
+        await asyncio.to_thread(registry.bury, record, SandboxState.FAILED, "it was given up")
+        raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
@@ -10,7 +11,7 @@ def home() -> Path:
     """The data directory, made with mode 0700 where it is missing."""
     named = os.environ.get("NOVA_HOME")
     if named:
-        path = Path(named).expanduser().absolute()
+        path = _absolute(named)
     else:
         from platformdirs import user_data_path
 
@@ -18,6 +19,12 @@ def home() -> Path:
     if not path.is_dir():
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return path
+
+
+@functools.cache
+def _absolute(named: str) -> Path:
+    """Where a name leads, from the folder that was the current one at its first use."""
+    return Path(named).expanduser().absolute()
 
 
 def run_dir() -> Path:

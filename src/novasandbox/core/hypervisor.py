@@ -105,7 +105,8 @@ class SandboxConfig:
     says otherwise. metadata: labels of your own, to find it by. name: unique among the
     living. timeout: its life in seconds; None: no end. on_timeout: `kill`. provider:
     `auto` or a provider's name. kernel: a guest kernel's path; None: that of NOVA_KERNEL,
-    else Debian's. detach: it outlives its maker.
+    else Debian's. strict: refuse a host that cannot give every part of the jail; None: as
+    NOVA_STRICT_JAIL=1 says. detach: it outlives its maker.
     """
 
     template: str | None = None
@@ -124,6 +125,7 @@ class SandboxConfig:
     network: None = None
     provider: str = "auto"
     kernel: str | None = None
+    strict: bool | None = None
     detach: bool = False
 
     def __post_init__(self) -> None:
@@ -234,6 +236,7 @@ class MachineSpec:
     owner_fd: a descriptor that reads end-of-file when the owner dies; the machine then
     ends within a second. None: it lives until it is stopped.
     hold_fds: descriptors that must stay open as long as the machine lives (locks).
+    strict: refuse a host that cannot give every part of the jail.
     """
 
     id: str
@@ -247,6 +250,7 @@ class MachineSpec:
     memory_mib: int
     owner_fd: int | None = None
     hold_fds: tuple[int, ...] = ()
+    strict: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,6 +299,10 @@ class Machine(abc.ABC):
     @abc.abstractmethod
     async def kill(self) -> None:
         """End the process at once and give back what it held. Harmless when repeated."""
+
+    @abc.abstractmethod
+    def outlive_owner(self) -> None:
+        """Let the machine live when the owner of its specification ends."""
 
     @abc.abstractmethod
     async def let_go(self) -> None:

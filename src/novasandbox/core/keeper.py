@@ -22,8 +22,9 @@ from typing import Any
 from novasandbox.core import registry, sockets
 from novasandbox.core.gate import CONTROL, failure_text
 from novasandbox.core.holder import Holder
-from novasandbox.core.home import run_dir
+from novasandbox.core.home import home, run_dir
 from novasandbox.core.hypervisor import SandboxConfig
+from novasandbox.core.registry import Record
 from novasandbox.errors import InvalidRequest, NovaError, Unavailable
 from novasandbox.guest.frames import (
     Fields,
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 
 _IDLE = 60.0
 _START_DEADLINE = 15.0
+_FAREWELL = 5.0
 # What a keeper needs of its maker's environment; all else stays out, secrets among it.
 _ENVIRONMENT = (
     "HOME",
@@ -48,6 +50,8 @@ _ENVIRONMENT = (
     "NOVA_LOG",
     "NOVA_MIRROR",
     "NOVA_PROVIDER",
+    "NOVA_QEMU",
+    "NOVA_UID_RANGE",
     "PATH",
     "PYTHONPATH",
     "TMPDIR",
@@ -56,6 +60,10 @@ _ENVIRONMENT = (
     "XDG_DATA_HOME",
     "XDG_RUNTIME_DIR",
 )
+
+
+# Keepers that this process has started: they outlive it, but one that ends before is buried.
+_started: list[subprocess.Popen[bytes]] = []
 
 
 def _socket_path() -> Path:
@@ -68,6 +76,7 @@ class Keeper:
     def __init__(self) -> None:
         self._holders: dict[str, Holder] = {}
         self._making = 0
+        self.callers = 0
         self._idle: asyncio.TimerHandle | None = None
         self._stop = asyncio.Event()
         self._adopting = asyncio.Lock()
@@ -88,6 +97,8 @@ class Keeper:
         self._rest()
         await self._stop.wait()
         server.close()
+        if self._adoptions:
+            await asyncio.wait(set(self._adoptions), timeout=_FAREWELL)
         _socket_path().unlink(missing_ok=True)
         for holder in list(self._holders.values()):
             await holder.let_go()
@@ -114,14 +125,19 @@ class Keeper:
         """Take over every detached sandbox that nobody holds."""
         async with self._adopting:
             await asyncio.to_thread(registry.collect_leftovers)
-            for record in await asyncio.to_thread(registry.records):
-                held = record.owner is not None and record.owner.alive
-                if not record.config.get("detach") or held or record.id in self._holders:
-                    continue
-                try:
-                    self._hold(await Holder.adopt(record))
-                except NovaError as error:
-                    log.warning("could not take over %s: %s", record.id, error)
+            records = await asyncio.to_thread(registry.records)
+            # At once, since a guest that does not answer takes its time to be given up.
+            await asyncio.gather(*(self._adopt(each) for each in records if self._is_orphan(each)))
+
+    def _is_orphan(self, record: Record) -> bool:
+        held = record.owner is not None and record.owner.alive
+        return bool(record.config.get("detach")) and not held and record.id not in self._holders
+
+    async def _adopt(self, record: Record) -> None:
+        try:
+            self._hold(await Holder.adopt(record))
+        except (NovaError, OSError) as error:
+            log.warning("could not take over %s: %s", record.id, error)
 
     def _hold(self, holder: Holder) -> None:
         self._holders[holder.id] = holder
@@ -134,11 +150,22 @@ class Keeper:
         self._holders.pop(holder.id, None)
         self._rest()
 
+    async def kill(self, identity: str) -> None:
+        """End a sandbox of ours that nobody came to know of."""
+        holder = self._holders.get(identity)
+        if holder is not None:
+            await holder.kill()
+
+    def called(self, change: int) -> None:
+        """A caller has come (1) or gone (-1): while any is there, the keeper stays."""
+        self.callers += change
+        self._rest()
+
     def _rest(self) -> None:
         if self._idle is not None:
             self._idle.cancel()
             self._idle = None
-        if not self._holders and not self._making:
+        if not self._holders and not self._making and not self.callers:
             loop = asyncio.get_running_loop()
             self._idle = loop.call_later(_IDLE, self._stop.set)
 
@@ -155,6 +182,7 @@ class _Caller(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        self._keeper.called(1)
         fields = [(Tag.VERSION, VERSION), (Tag.MIN_VERSION, VERSION)]
         self._write(encode(Frame.HELLO, payload=encode_fields(fields)))
 
@@ -192,6 +220,9 @@ class _Caller(asyncio.Protocol):
             answer = {"error": error.details()}
         except (KeyError, TypeError, ValueError) as error:
             answer = {"error": InvalidRequest("a malformed call", why=repr(error)).details()}
+        except Exception as error:
+            log.exception("a call failed")
+            answer = {"error": json.loads(failure_text(error))}
         body = (0).to_bytes(4, "little") + encode_fields([(Tag.MESSAGE, json.dumps(answer))])
         self._write(encode(Frame.REPLY, stream, body))
 
@@ -199,6 +230,8 @@ class _Caller(asyncio.Protocol):
         match name:
             case "create":
                 return await self._keeper.create(arguments["settings"])
+            case "kill":
+                return await self._keeper.kill(str(arguments["id"]))
             case "adopt":
                 return await asyncio.shield(self._keeper.adoption())
         raise InvalidRequest(f"the keeper knows no verb {name!r}")
@@ -207,6 +240,7 @@ class _Caller(asyncio.Protocol):
         # A maker that went away takes its half-made sandbox with it.
         for task in self._tasks.values():
             task.cancel()
+        self._keeper.called(-1)
 
 
 async def ensure_keeper(*, adopt: str | None = None) -> None:
@@ -218,6 +252,18 @@ async def ensure_keeper(*, adopt: str | None = None) -> None:
     try:
         if adopt is not None:
             await call(channel, "adopt")
+    finally:
+        await channel.close()
+
+
+async def take_back(identity: str) -> None:
+    """Have the keeper end a sandbox that it made for us, and that nobody will use."""
+    from novasandbox.core.session import RemoteChannel, call
+
+    channel = RemoteChannel(_dial_keeper, holder=os.urandom(16))
+    await channel.open(_START_DEADLINE)
+    try:
+        await call(channel, "kill", id=identity)
     finally:
         await channel.close()
 
@@ -247,8 +293,12 @@ async def _dial_keeper(protocol: asyncio.Protocol) -> asyncio.Transport:
 
 def _start() -> None:
     """Start a keeper and wait until it listens; one of several starters wins."""
-    read_end, write_end = os.pipe()
     environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    environment["NOVA_HOME"] = str(home())
+    for earlier in _started[:]:
+        if earlier.poll() is not None:
+            _started.remove(earlier)
+    read_end, write_end = os.pipe()
     with (run_dir() / ".keeper.log").open("ab") as log_file:
         process = subprocess.Popen(
             [sys.executable, "-m", "novasandbox.core.keeper", str(write_end)],
@@ -260,17 +310,14 @@ def _start() -> None:
             cwd="/",
             start_new_session=True,
         )
+    _started.append(process)
     os.close(write_end)
-    try:
-        with open(read_end, "rb", buffering=0) as pipe:
-            if not pipe.read(1) and process.wait() != 0:
-                raise Unavailable(
-                    "the keeper of detached sandboxes did not start",
-                    fix=f"Its log: {run_dir() / '.keeper.log'}",
-                )
-    finally:
-        # It is not ours to wait for: it outlives us.
-        process.returncode = process.returncode or 0
+    with open(read_end, "rb", buffering=0) as pipe:
+        if not pipe.read(1) and process.wait() != 0:
+            raise Unavailable(
+                "the keeper of detached sandboxes did not start",
+                fix=f"Its log: {run_dir() / '.keeper.log'}",
+            )
 
 
 def main(arguments: list[str]) -> None:

@@ -32,6 +32,7 @@ from novasandbox.errors import (
 
 _RECORD = "sandbox.json"
 _NOTES_KEPT = 200
+_GRACE = 30.0
 _FORMAT = 1
 
 
@@ -129,7 +130,11 @@ def create(config: SandboxConfig, owner: Owner) -> Record:
             owner=owner,
         )
         record.directory.mkdir(mode=0o700)
-        return save(record)
+        try:
+            return save(record)
+        except OSError:
+            record.directory.rmdir()
+            raise
 
 
 def _new_id() -> str:
@@ -225,12 +230,14 @@ def _note(id_or_name: str) -> Record | None:
 def bury(record: Record, state: SandboxState, reason: str, *, expired: bool = False) -> Record:
     """Remove the directory and keep a note of how the sandbox ended."""
     ended = replace(record, state=state, reason=reason, expired=expired, machine=None)
-    notes = _notes()
-    write_json(notes / f"{record.id}.json", ended.as_data())
+    # Before the record is gone, so that nobody finds neither; on a full disk without.
+    with contextlib.suppress(OSError):
+        notes = _notes()
+        write_json(notes / f"{record.id}.json", ended.as_data())
+        kept = sorted(notes.glob("*.json"), key=lambda path: path.stat().st_mtime)
+        for path in kept[:-_NOTES_KEPT]:
+            path.unlink(missing_ok=True)
     shutil.rmtree(record.directory, ignore_errors=True)
-    kept = sorted(notes.glob("*.json"), key=lambda path: path.stat().st_mtime)
-    for path in kept[:-_NOTES_KEPT]:
-        path.unlink(missing_ok=True)
     return ended
 
 
@@ -247,9 +254,26 @@ def collect_leftovers() -> list[Record]:
             machine = Owner.load(record.machine)
             if machine is not None:
                 machine.kill()
-            collected.append(bury(record, SandboxState.FAILED, "the process that held it died"))
+            if _is_due(record):
+                reason = "its time-to-live was over"
+                collected.append(bury(record, SandboxState.STOPPED, reason, expired=True))
+            else:
+                reason = "the process that held it died"
+                collected.append(bury(record, SandboxState.FAILED, reason))
         _remove_strays()
     return collected
+
+
+def end_unheld(identity: str) -> None:
+    """End a sandbox whose holder does not answer; harmless when it has ended."""
+    with _lock():
+        record = Record.load(read_json(run_dir() / identity / _RECORD))
+        if record is None:
+            return
+        machine = Owner.load(record.machine)
+        if machine is not None:
+            machine.kill()
+        bury(record, SandboxState.STOPPED, "it was killed")
 
 
 def is_leftover(record: Record) -> bool:
@@ -259,7 +283,12 @@ def is_leftover(record: Record) -> bool:
     machine = Owner.load(record.machine)
     lives = machine is not None and machine.alive
     waits = record.config.get("detach") and record.state is not SandboxState.CREATING
-    return not (lives and waits)
+    return not (lives and waits) or _is_due(record)
+
+
+def _is_due(record: Record) -> bool:
+    """Whether its time is over, and the one who should have ended it had his time as well."""
+    return record.deadline is not None and record.deadline + _GRACE < time.time()
 
 
 def _remove_strays() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from dataclasses import dataclass, field, fields
@@ -12,12 +11,12 @@ from typing import Any, Literal, Self
 
 from novasandbox.core import registry
 from novasandbox.core.events import Event, read_events
-from novasandbox.core.holder import Holder
+from novasandbox.core.holder import Holder, is_strict
 from novasandbox.core.hypervisor import DEFAULT_TIMEOUT, SandboxConfig, SandboxState
-from novasandbox.core.keeper import create_detached, ensure_keeper
+from novasandbox.core.keeper import create_detached, ensure_keeper, take_back
 from novasandbox.core.registry import Record
 from novasandbox.core.session import LocalSession, RemoteSession, Session
-from novasandbox.errors import SandboxFailed, SandboxNotFound
+from novasandbox.errors import GuestUnreachable, SandboxFailed, SandboxNotFound
 from novasandbox.guest.client import Guest, GuestMetrics
 from novasandbox.guest.files import Files
 from novasandbox.guest.process import (
@@ -34,6 +33,8 @@ from novasandbox.guest.process import (
 )
 from novasandbox.guest.transfer import Refused, download, upload
 
+_KILL_DEADLINE = 30.0
+_LOOK_EVERY = 0.05
 _List = list  # `Sandbox.list` hides the built-in inside its class.
 
 
@@ -111,9 +112,22 @@ class _Creating(Awaitable["Sandbox"]):
 async def _create(config: SandboxConfig) -> Sandbox:
     if config.detach:
         identity = await create_detached(_settled(config))
-        return await Sandbox.connect(identity)
+        try:
+            return await Sandbox.connect(identity)
+        except BaseException:
+            # Nobody would come to know of it.
+            await asyncio.shield(asyncio.ensure_future(take_back(identity)))
+            raise
     holder = await Holder.create(config)
     return Sandbox(LocalSession(holder), holder.record)
+
+
+async def _made(record: Record) -> Record:
+    """The record once the sandbox is no longer being made, or its maker is gone."""
+    while record.state is SandboxState.CREATING and record.owner and record.owner.alive:
+        await asyncio.sleep(_LOOK_EVERY)
+        record = await asyncio.to_thread(registry.get, record.id)
+    return record
 
 
 def _settled(config: SandboxConfig) -> dict[str, Any]:
@@ -125,6 +139,7 @@ def _settled(config: SandboxConfig) -> dict[str, Any]:
         settings["kernel"] = os.path.abspath(kernel)
     if config.template and ("/" in config.template or config.template.endswith(".json")):
         settings["template"] = os.path.abspath(config.template)
+    settings["strict"] = is_strict(config)
     if config.provider == "auto":
         settings["provider"] = os.environ.get("NOVA_PROVIDER") or "auto"
     return settings
@@ -170,13 +185,15 @@ class Sandbox:
         network: None = None,
         provider: str = "auto",
         kernel: str | None = None,
+        strict: bool | None = None,
         detach: bool = False,
     ) -> _Creating:
         """A running sandbox; await it, or use it in `async with`.
 
         template: `debian-python` unless named. memory_mib, disk_mib: MiB. user, cwd, env: for
         every command, unless the command says otherwise. timeout: its life in seconds; None:
-        no end. kernel: a guest kernel's path, instead of NOVA_KERNEL's or Debian's.
+        no end. kernel: a guest kernel's path, instead of NOVA_KERNEL's or Debian's. strict:
+        refuse a host that cannot give every part of the jail (None: NOVA_STRICT_JAIL=1).
         detach: it outlives this process, until its timeout or `kill`.
 
         Raises InvalidConfig, TemplateNotFound, NameTaken; Unavailable kinds (a provider, a
@@ -201,6 +218,7 @@ class Sandbox:
                 network=network,
                 provider=provider,
                 kernel=kernel,
+                strict=strict,
                 detach=detach,
             )
         )
@@ -209,20 +227,24 @@ class Sandbox:
     async def connect(cls, id_or_name: str) -> Self:
         """The same sandbox from any process of this user; its lifetime is not changed.
 
-        id_or_name: an id, a unique start of one, or a name. Raises SandboxNotFound, or how it
-        ended (SandboxExpired, SandboxFailed).
+        id_or_name: an id, a unique start of one, or a name. One that is still being made is
+        waited for. Raises SandboxNotFound, GuestUnreachable (the process that holds it does not
+        answer), or how it ended (SandboxExpired, SandboxFailed).
         """
         record = await asyncio.to_thread(registry.find, id_or_name)
+        record = await _made(record)
         try:
             session = await RemoteSession.connect(record)
-        except OSError as error:
+        except OSError:
+            await asyncio.to_thread(registry.collect_leftovers)
+            record = await asyncio.to_thread(registry.get, record.id)
             if record.config.get("detach"):
                 await ensure_keeper(adopt=record.id)
-                session = await RemoteSession.connect(registry.get(record.id))
-            else:
-                await asyncio.to_thread(registry.collect_leftovers)
-                registry.get(record.id)
-                raise SandboxNotFound(
+                record = await asyncio.to_thread(registry.get, record.id)
+            try:
+                session = await RemoteSession.connect(record)
+            except OSError as error:
+                raise GuestUnreachable(
                     "the process that holds the sandbox does not answer",
                     why=str(error),
                     sandbox_id=record.id,
@@ -414,10 +436,17 @@ class Sandbox:
         await self._session.control("resume")
 
     async def kill(self) -> None:
-        """End it now and give back all it held. Harmless when it has ended already."""
-        # It may have ended meanwhile, or by this very call.
-        with contextlib.suppress(SandboxFailed, SandboxNotFound):
-            await self._session.control("kill")
+        """End it now and give back all it held. Harmless when it has ended already.
+
+        A holder that does not answer is done without. Raises Unavailable where it cannot be ended.
+        """
+        try:
+            async with asyncio.timeout(_KILL_DEADLINE):
+                await self._session.control("kill")
+        except (GuestUnreachable, TimeoutError):
+            await asyncio.to_thread(registry.end_unheld, self.id)
+        except (SandboxFailed, SandboxNotFound):
+            pass  # It has ended meanwhile, or by this very call.
         await self._session.close()
 
     async def close(self) -> None:

@@ -242,6 +242,10 @@ class JailedProcess:
             self.process.kill()
             await self.wait()
 
+    def outlive_owner(self) -> None:
+        """Let the program live when its owner ends."""
+        _signal(self.supervisor, signal.SIGUSR1)
+
     def let_go(self) -> None:
         """Stop watching; the program lives on."""
         if self._transport is not None:

@@ -127,6 +127,9 @@ class QemuMachine(Machine):
         await self._qmp.close()
         await self._process.kill()
 
+    def outlive_owner(self) -> None:
+        self._process.outlive_owner()
+
     async def let_go(self) -> None:
         await self._qmp.close()
         self._process.let_go()

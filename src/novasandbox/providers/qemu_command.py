@@ -12,6 +12,9 @@ from novasandbox.guest.protocol import PORT_NAME
 KERNEL, INITRAMFS, ROOTFS, SCRATCH_BASE = "/kernel", "/initramfs", "/rootfs", "/scratch"
 """Where the shared files stand in the machine's jail."""
 
+# A full host disk is an error in the guest; QEMU's default stops the guest without a word.
+_REPORTED = ",werror=report,rerror=report"
+
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 """QEMU's own seccomp filter: it starts nothing and gains nothing."""
 
@@ -111,6 +114,10 @@ def kernel_arguments(hardware: Hardware) -> str:
         # The early console needs no driver: a probe for UARTs costs more than it gives.
         words += ["earlyprintk=ttyS0,keep", "8250.nr_uarts=0", "reboot=t"]
         words += ["i8042.noaux", "i8042.nokbd", "i8042.nopnp"]
+        if hardware.accelerator == "tcg":
+            # Else the kernel waits 40 ms for ten ticks of an emulated timer, and panics
+            # where a busy host brings them too late ("IO-APIC + timer doesn't work").
+            words += ["no_timer_check"]
         if hardware.tsc_khz and hardware.accelerator == "tcg":
             # Under TCG the guest reads the host's TSC. Told its rate, it need not measure
             # it against an emulated timer, which goes wrong on a busy host.
@@ -146,8 +153,8 @@ def _disks(files: Files, fds: Descriptors) -> Iterator[str]:
         backing="scratch-base",
         discard="unmap",
     )
-    yield from ("-device", "virtio-blk-pci,drive=root")
-    yield from ("-device", "virtio-blk-pci,drive=scratch")
+    yield from ("-device", f"virtio-blk-pci,drive=root{_REPORTED}")
+    yield from ("-device", f"virtio-blk-pci,drive=scratch{_REPORTED}")
 
 
 def _file(name: str, *, read_only: bool) -> dict[str, Any]:

@@ -19,8 +19,6 @@ from novasandbox.providers.qemu_program import Program
 from novasandbox.providers.room import qemu_room
 from novasandbox.providers.scratch_layer import write_empty_layer
 
-# The console's pipe has this number in QEMU; below it are the ones that we hand on.
-_CONSOLE = 500
 _MIB = 1 << 20
 # Beside the guest's memory: up to 1 GiB of translated code, QEMU's heap, its page tables.
 _OWN_MEMORY_MIB = 1536
@@ -46,7 +44,9 @@ async def resources(spec: MachineSpec) -> AsyncIterator[Given]:
         stack.callback(os.close, disk)
         write_empty_layer(disk, spec.scratch_mib * _MIB)
         lease = stack.enter_context(uids.lease()) if os.geteuid() == 0 else None
-        yield Given(Descriptors(qmp.fileno(), agent.fileno(), disk, _CONSOLE), lease)
+        # The console's pipe is made in the jail; its number must be none of those handed on.
+        console = max(qmp.fileno(), agent.fileno(), disk) + 1
+        yield Given(Descriptors(qmp.fileno(), agent.fileno(), disk, console), lease)
 
 
 def jail_for(
@@ -54,10 +54,9 @@ def jail_for(
 ) -> JailSpec:
     """The jail of one machine. cache: a folder for what is worked out once.
 
-    NOVA_STRICT_JAIL=1 refuses a host that cannot give every part of it (ProviderUnavailable).
+    Raises ProviderUnavailable where a strict one was asked for and the host cannot give it.
     """
-    strict = os.environ.get("NOVA_STRICT_JAIL") == "1"
-    places = _places(strict)
+    places = _places(spec.strict)
     room = qemu_room(program.path, cache)
     own_root = jail_check.can_build_room()
     files = Files() if own_root else _host_files(spec)
@@ -78,13 +77,13 @@ def jail_for(
         keep_fds=(given.fds.qmp, given.fds.agent, given.fds.disk),
         hold_fds=spec.hold_fds,
         env=room.env,
-        limits=_limits(spec),
+        limits=_limits(spec, given),
         cgroups=cgroups.cgroups(spec.id, limits, places),
         lease=given.lease,
         consoles=(Console(given.fds.console, spec.run_dir / "console.log"),),
         log=spec.run_dir / "vmm.log",
         owner_fd=spec.owner_fd,
-        strict=strict,
+        strict=spec.strict,
     )
 
 
@@ -111,9 +110,9 @@ def _host_files(spec: MachineSpec) -> Files:
     return Files(str(spec.kernel), str(spec.initramfs), str(spec.rootfs), str(spec.scratch_base))
 
 
-def _limits(spec: MachineSpec) -> dict[str, int]:
+def _limits(spec: MachineSpec, given: Given) -> dict[str, int]:
     return {
-        "nofile": 1024,
+        "nofile": given.fds.console + 512,
         "core": 0,
         # All of the disk written, each cluster once, and its tables.
         "fsize": spec.scratch_mib * _MIB * 9 // 8 + 64 * _MIB,

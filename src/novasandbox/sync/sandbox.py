@@ -70,6 +70,7 @@ class Sandbox(Handle):
         network: None = None,
         provider: str = "auto",
         kernel: str | None = None,
+        strict: bool | None = None,
         detach: bool = False,
     ) -> Sandbox:
         """A running sandbox; use it as it is, or in `with`.
@@ -100,6 +101,7 @@ class Sandbox(Handle):
             network=network,
             provider=provider,
             kernel=kernel,
+            strict=strict,
             detach=detach,
         )
 
@@ -109,7 +111,7 @@ class Sandbox(Handle):
             _held.add(sandbox)
             return sandbox
 
-        return Sandbox(background.call(made, undo=_end))
+        return Sandbox(background.call(made, undo=lambda made: made.kill()))
 
     @classmethod
     def connect(cls, id_or_name: str) -> Self:
