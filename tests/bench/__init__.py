@@ -1,0 +1,1 @@
+"""The parts of benchmark.py: floors, measures, and the report."""
