@@ -4,8 +4,9 @@
 
 Each `native/agent/fuzz/fuzz_*.c` is a program of its own: it is linked with the files that its
 line `Links:` names, the fuzzer's and the agent's, called with the seconds it may run, and ends with
-something other than 0 at the first fault. clang or gcc give it the address and the undefined-behaviour sanitizer; where neither is
-installed, zig gives the latter alone, since it carries no runtime for the former.
+something other than 0 at the first fault. clang or gcc give it the address and the
+undefined-behaviour sanitizer; where neither is installed, zig gives the latter alone, since it
+carries no runtime for the former.
 """
 
 from __future__ import annotations
