@@ -10,9 +10,9 @@ import fuzz
 
 pytestmark = pytest.mark.fuzz
 
+FUZZERS = sorted((fuzz.AGENT / "fuzz").glob("fuzz_*.c"))
 
-@pytest.mark.parametrize(
-    "source", sorted((fuzz.AGENT / "fuzz").glob("fuzz_*.c")), ids=lambda path: path.stem
-)
+
+@pytest.mark.parametrize("source", FUZZERS, ids=lambda path: path.stem)
 def test_the_agent_survives_every_byte_that_it_can_be_sent(source: Path) -> None:
     assert fuzz.run_fuzzer(fuzz.compile_fuzzer(source), seconds=5)
