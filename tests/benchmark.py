@@ -20,9 +20,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "native"))
 
-from bench import boot, clone, report, start, warm  # noqa: E402
-from bench.floor import Floor, prepare  # noqa: E402
-from bench.result import Result  # noqa: E402
+from bench import boot, clone, report, start, warm
+from bench.floor import Floor, prepare
+from bench.result import Result
 
 Outcome = list[Result] | Awaitable[list[Result]]
 

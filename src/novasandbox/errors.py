@@ -408,18 +408,27 @@ class OutcomeUnknown(NovaError):
     """The connection was lost at a moment when the operation may or may not have run."""
 
 
-def from_details(data: dict[str, Any]) -> NovaError:
-    """The error that `details` gave in another process; an unknown type gives a NovaError."""
+def from_details(data: object) -> NovaError:
+    """The error that `details` gave in another process.
+
+    An unknown type gives a NovaError, and so does data that `details` never gave.
+    """
+    if not isinstance(data, dict):
+        return NovaError("another process told an error that is none", why=repr(data)[:200])
     found = globals().get(str(data.get("type")))
     cls = found if isinstance(found, type) and issubclass(found, NovaError) else NovaError
+    try:
+        return _restored(cls, data)
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError):
+        return _restored(NovaError, data)
+
+
+def _restored(cls: type[NovaError], data: dict[str, Any]) -> NovaError:
     error = cls.__new__(cls)
-    NovaError.__init__(
-        error,
-        str(data.get("what")),
-        why=data.get("why"),
-        fix=data.get("fix"),
-        sandbox_id=data.get("sandbox_id"),
+    why, fix, sandbox_id = (
+        None if data.get(key) is None else str(data[key]) for key in ("why", "fix", "sandbox_id")
     )
+    NovaError.__init__(error, str(data.get("what")), why=why, fix=fix, sandbox_id=sandbox_id)
     error.restore(data)
     return error
 

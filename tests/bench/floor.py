@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import build as native_build
-
 from novasandbox.core.template_manager import Artifacts, TemplateManager
 from novasandbox.images import initramfs, scratch
 from novasandbox.images.modules import Modules

@@ -205,12 +205,12 @@ def _check_bounds(channel: Channel) -> None:
 def test_a_guest_that_sends_anything_ends_in_an_error_of_the_tree_or_in_a_result(
     sent: list[bytes], seed: int
 ) -> None:
-    before = channel_module._RECONNECT_DEADLINE, channel_module._RECONNECT_PAUSE
-    channel_module._RECONNECT_DEADLINE, channel_module._RECONNECT_PAUSE = 0.15, 0.005
+    before = Channel.reconnect_deadline, channel_module._RECONNECT_PAUSE
+    Channel.reconnect_deadline, channel_module._RECONNECT_PAUSE = 0.15, 0.005
     try:
         asyncio.run(_meet(sent, seed))
     finally:
-        channel_module._RECONNECT_DEADLINE, channel_module._RECONNECT_PAUSE = before
+        Channel.reconnect_deadline, channel_module._RECONNECT_PAUSE = before
 
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -239,9 +239,9 @@ def test_a_conversation_with_a_bit_turned_over_ends_too(seed: int) -> None:
     choose = random.Random(seed)
     changed = bytearray(right)
     changed[choose.randrange(len(right))] ^= 1 << choose.randrange(8)
-    before = channel_module._RECONNECT_DEADLINE, channel_module._RECONNECT_PAUSE
-    channel_module._RECONNECT_DEADLINE, channel_module._RECONNECT_PAUSE = 0.15, 0.005
+    before = Channel.reconnect_deadline, channel_module._RECONNECT_PAUSE
+    Channel.reconnect_deadline, channel_module._RECONNECT_PAUSE = 0.15, 0.005
     try:
         asyncio.run(_meet([bytes(changed)], seed))
     finally:
-        channel_module._RECONNECT_DEADLINE, channel_module._RECONNECT_PAUSE = before
+        Channel.reconnect_deadline, channel_module._RECONNECT_PAUSE = before

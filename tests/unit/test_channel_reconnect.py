@@ -237,7 +237,7 @@ async def test_a_guest_that_was_started_anew_is_another(peer: Peer, linked: Link
 async def test_what_cannot_be_dialled_again_fails_within_its_deadline(
     peer: Peer, linked: Linked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(channel_module, "_RECONNECT_DEADLINE", 0.1)
+    monkeypatch.setattr(Channel, "reconnect_deadline", 0.1)
     channel, connection = linked
     call = asyncio.create_task(channel.call(Op.PING))
     await connection.request(Op.PING)
@@ -250,7 +250,7 @@ async def test_what_cannot_be_dialled_again_fails_within_its_deadline(
 async def test_a_guest_that_always_hangs_up_is_given_up(
     peer: Peer, linked: Linked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(channel_module, "_RECONNECT_DEADLINE", 0.3)
+    monkeypatch.setattr(Channel, "reconnect_deadline", 0.3)
     channel, connection = linked
     call = asyncio.create_task(channel.call(Op.PING))
 
@@ -392,6 +392,8 @@ async def test_a_stream_without_input_refuses_it(linked: Linked) -> None:
 
 class Carried:
     """A stream of another process, as the holder's gate carries it."""
+
+    adoptable = True
 
     def __init__(self, number: int) -> None:
         self.id = number

@@ -151,3 +151,22 @@ def test_a_command_that_never_ran_has_the_exit_code_of_a_shell(
     stage: str, number: int, code: int
 ) -> None:
     assert CommandNotStarted("no", errno=number, stage=stage).exit_code == code
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        None,
+        [1],
+        {"type": "IllegalTransition", "current": "NOWHERE"},
+        {"type": "IllegalTransition"},
+        {"type": "CommandFailed", "exit_code": "many"},
+        {"type": "FileError", "errno": 10**30},
+        {"type": "FileError", "errno": [], "why": {"a": 1}},
+        {"type": ["FileError"], "what": {}, "fix": 3, "sandbox_id": []},
+    ],
+)
+def test_what_no_error_ever_said_is_an_error_nevertheless(data: object) -> None:
+    error = from_details(data)
+    assert isinstance(error, NovaError)
+    assert str(error)

@@ -135,3 +135,37 @@ async def test_numbers_of_a_wrong_kind_are_the_callers_mistake(linked: Linked) -
         with pytest.raises(InvalidRequest):
             await call
     await roundtrip(channel, connection)
+
+
+async def test_more_of_a_file_than_was_asked_for_is_a_violation(linked: Linked) -> None:
+    channel, connection = linked
+    reading = asyncio.create_task(Files(channel, "box").read("/f", size=3))
+    heard = await connection.request(Op.READ)
+    connection.send(state(heard.stream), data(heard.stream, 0, b"four"))
+    with pytest.raises(ProtocolViolation, match="asked for"):
+        await reading
+
+
+@pytest.mark.parametrize(
+    "lie", [{Tag.NAME: b"n" * 256}, {Tag.NAME: b"n", Tag.TARGET_PATH: b"t" * 4_096}]
+)
+async def test_names_that_no_file_can_have_are_a_violation(
+    linked: Linked, lie: dict[int, bytes]
+) -> None:
+    channel, connection = linked
+    listing = asyncio.create_task(Files(channel, "box").list("/"))
+    heard = await connection.request(Op.LIST)
+    connection.send(state(heard.stream), data(heard.stream, 0, record(*lie.items())))
+    with pytest.raises(ProtocolViolation, match="of more than"):
+        await listing
+    assert (await connection.expect(Frame.RELEASE)).stream == heard.stream
+
+
+async def test_records_without_end_are_a_violation(linked: Linked) -> None:
+    channel, connection = linked
+    stream = channel.request(Op.LIST)
+    heard = await connection.request(Op.LIST)
+    one = record((Tag.NAME, b"n"))
+    connection.send(state(heard.stream), data(heard.stream, 0, one * 3))
+    with pytest.raises(ProtocolViolation, match="bytes of records"):
+        [each async for each in stream.records(most=2 * len(one))]

@@ -11,14 +11,23 @@ from typing import Any, cast
 
 import pytest
 
+from novasandbox.core import gate as gate_module
 from novasandbox.core import sockets
 from novasandbox.core.gate import Gate
-from novasandbox.core.session import RemoteChannel
-from novasandbox.errors import GuestUnreachable, NovaError, ProtocolViolation
+from novasandbox.core.session import RemoteChannel, call
+from novasandbox.errors import (
+    GuestUnreachable,
+    HostResourceExhausted,
+    InvalidRequest,
+    NovaError,
+    OperationFailed,
+    ProtocolViolation,
+)
 from novasandbox.guest import channel as channel_module
 from novasandbox.guest.channel import Channel
-from novasandbox.guest.process import Launch, Processes
-from novasandbox.guest.protocol import STDOUT, Frame, Op, Tag
+from novasandbox.guest.launch import Launch
+from novasandbox.guest.process import Processes
+from novasandbox.guest.protocol import MAX_WINDOW, STDOUT, Frame, Op, Tag
 from support.echo import EchoAgent
 from support.linked import Linked
 from support.peer import DEADLINE, Peer, data, end, noise, record, reply, state
@@ -220,3 +229,98 @@ async def test_a_guest_cannot_speak_for_its_holder(linked: Linked, door: Door) -
     connection.send(reply(number, errno.EAGAIN, (Tag.FAILURE, told)))
     with pytest.raises(ProtocolViolation, match="speaks for its holder"):
         await call
+
+
+async def test_a_verb_that_fails_in_any_way_is_answered(
+    linked: Linked, door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = await door.client()
+    for error, kind in (
+        (OSError(errno.ENOSPC, "full"), HostResourceExhausted),
+        (OSError(errno.EIO, "broken"), OperationFailed),
+        (RuntimeError("unforeseen"), OperationFailed),
+        (InvalidRequest("no", why="\U0001f600" * 9_000, fix="\x01" * 9_000), InvalidRequest),
+    ):
+
+        async def fails(*arguments: Any, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(gate_module, "perform", fails)
+        async with asyncio.timeout(DEADLINE):
+            with pytest.raises(kind):
+                await call(client, "pause")
+
+
+@pytest.mark.parametrize("text", [b"", b"[1]", b"\xff", b"[" * 50_000, b'{"errno": 1e999}', b"5"])
+async def test_an_error_of_a_holder_that_cannot_be_read_ends_the_call_alone(
+    peer: Peer, text: bytes
+) -> None:
+    client = RemoteChannel(peer.dial, holder=b"a-client-process")
+    opening = asyncio.create_task(client.open(DEADLINE))
+    connection = await peer.accept()
+    await connection.attach()
+    await opening
+    try:
+        if text:
+            asked = asyncio.create_task(client.call(Op.PING))
+            number = (await connection.request(Op.PING)).stream
+            connection.send(reply(number, errno.EIO, (Tag.FAILURE, text)))
+            with pytest.raises(NovaError):
+                await asked
+        asked_verb = asyncio.create_task(call(client, "pause"))
+        heard = await connection.expect(Frame.REQUEST)
+        connection.send(reply(heard.stream, 0, (Tag.MESSAGE, text)))
+        with pytest.raises(NovaError):
+            await asked_verb
+        assert client.connected
+    finally:
+        await client.close()
+
+
+async def test_a_client_is_not_dropped_for_output_that_it_asked_for(
+    linked: Linked, door: Door
+) -> None:
+    """Twelve streams of 1 MiB each, that nobody reads while they are sent."""
+    _, connection = linked
+    client = await door.client()
+    streams = [client.request(Op.READ, window=MAX_WINDOW) for _ in range(12)]
+    transport = client._link._transport  # type: ignore[union-attr]
+    assert transport is not None
+    transport.pause_reading()
+    piece = noise(2**15)
+    for _ in streams:
+        number = (await connection.request(Op.READ)).stream
+        connection.send(state(number))
+        connection.send(*(data(number, at, piece) for at in range(0, MAX_WINDOW, len(piece))))
+        connection.send(end(number, MAX_WINDOW), end(number, 0, 2), reply(number))
+    await connection.flush()
+    await asyncio.sleep(0.2)
+    transport.resume_reading()
+    async with asyncio.timeout(DEADLINE):
+        for stream in streams:
+            assert (await stream.result()).status == 0
+
+
+@pytest.mark.parametrize("number", [0, 2**31, 2**40])
+async def test_a_number_that_no_stream_has_ends_the_attaching_alone(
+    linked: Linked, door: Door, number: int
+) -> None:
+    _, connection = linked
+    client = await door.client()
+    stream = client.adopt(number)
+    with pytest.raises(ProtocolViolation):
+        await stream.result()
+    asked = asyncio.create_task(client.call(Op.PING))
+    connection.send(reply((await connection.request(Op.PING)).stream))
+    await asked
+
+
+async def test_a_request_of_a_client_is_nobodys_process(linked: Linked, door: Door) -> None:
+    _, connection = linked
+    client = await door.client()
+    asked = asyncio.create_task(client.call(Op.METRICS))
+    number = (await connection.request(Op.METRICS)).stream
+    with pytest.raises(ProtocolViolation, match="is none"):
+        await (await door.client()).adopt(number).result()
+    connection.send(reply(number, 0, (Tag.CPUS, 3)))
+    assert (await asked).fields.number(Tag.CPUS) == 3

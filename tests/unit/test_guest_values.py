@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from novasandbox.errors import InvalidConfig, PathError
+from novasandbox.guest.launch import Launch, Tail, argv, check_env
 from novasandbox.guest.paths import encode_path, shown
-from novasandbox.guest.process import Launch, Tail, argv, check_env
 from novasandbox.guest.protocol import Tag
 from novasandbox.guest.signals import signal_name, signal_number
 

@@ -11,14 +11,19 @@ import pytest
 
 from novasandbox.errors import (
     OperationFailed,
+    OperationTimeout,
     ProcessNotFound,
+    ProtocolViolation,
     VmmCrashed,
 )
-from novasandbox.guest.process import Launch, Processes
+from novasandbox.guest import process as process_module
+from novasandbox.guest.launch import Launch
+from novasandbox.guest.process import Processes
 from novasandbox.guest.protocol import Frame, Op, Tag
 from support.linked import Linked, exited, launched, roundtrip
 from support.peer import (
     WINDOW,
+    Connection,
     Peer,
     data,
     end,
@@ -183,3 +188,86 @@ async def test_attaching_to_a_process_that_is_gone_by_then_says_so(linked: Linke
     process = await attaching
     with pytest.raises(ProcessNotFound):
         await process.wait()
+
+
+@pytest.mark.parametrize("number", [0, 2**31, 2**40])
+async def test_a_stream_number_that_none_can_have_is_a_violation(
+    linked: Linked, number: int
+) -> None:
+    channel, connection = linked
+    attaching = asyncio.create_task(Processes(channel, "box").attach(31))
+    await _lists(connection, number)
+    with pytest.raises(ProtocolViolation, match="no stream has the number"):
+        await attaching
+    call = asyncio.create_task(channel.call(Op.PING))
+    connection.send(reply((await connection.request(Op.PING)).stream))
+    await call
+
+
+async def test_a_guest_cannot_pass_another_request_off_as_a_process(linked: Linked) -> None:
+    channel, connection = linked
+    call = asyncio.create_task(channel.call(Op.METRICS))
+    metrics = (await connection.request(Op.METRICS)).stream
+    attaching = asyncio.create_task(Processes(channel, "box").attach(31))
+    await _lists(connection, metrics)
+    with pytest.raises(ProtocolViolation, match="is none"):
+        await attaching
+    connection.send(reply(metrics, 0, (Tag.CPUS, 3)))
+    assert (await call).fields.number(Tag.CPUS) == 3
+
+
+async def test_requests_get_no_number_of_a_process_attached_to(linked: Linked) -> None:
+    channel, connection = linked
+    adopted = channel.adopt(2)
+    numbers = [channel.request(Op.PING).id for _ in range(2)]
+    assert adopted.id not in numbers
+    assert (await connection.expect(Frame.RESUME)).stream == 2
+
+
+async def test_processes_without_end_are_a_violation(linked: Linked) -> None:
+    channel, connection = linked
+    listing = asyncio.create_task(Processes(channel, "box").list())
+    heard = await connection.request(Op.PROCESSES)
+    listed = record((Tag.STREAM, 1), (Tag.PID, 31)) * 1_089
+    connection.send(state(heard.stream), data(heard.stream, 0, listed))
+    with pytest.raises(ProtocolViolation, match="more than 1088"):
+        await listing
+
+
+async def _lists(connection: Connection, stream: int) -> None:
+    heard = await connection.request(Op.PROCESSES)
+    listed = record((Tag.STREAM, stream), (Tag.PID, 31), (Tag.ARG, b"x"))
+    connection.send(
+        state(heard.stream), data(heard.stream, 0, listed), end(heard.stream, len(listed))
+    )
+    connection.send(reply(heard.stream))
+
+
+async def test_a_guest_that_never_says_that_a_command_runs_is_not_waited_for(
+    linked: Linked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_module, "_TIMEOUT_GRACE", 0.1)
+    channel, connection = linked
+    running = asyncio.create_task(
+        Processes(channel, "box").run(Launch(("x",), timeout=0.05), None, False)
+    )
+    heard = await connection.request(Op.EXEC)
+    with pytest.raises(OperationTimeout, match=r"within 0\.05 s"):
+        await running
+    assert (await connection.expect(Frame.RELEASE)).stream == heard.stream
+
+
+async def test_a_timeout_that_the_guest_does_not_enforce_gives_the_output_so_far(
+    linked: Linked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_module, "_TIMEOUT_GRACE", 0.4)
+    channel, connection = linked
+    running = asyncio.create_task(
+        Processes(channel, "box").run(Launch(("x",), timeout=0.1), None, False)
+    )
+    heard = await connection.request(Op.EXEC)
+    connection.send(state(heard.stream, (Tag.PID, 5)), data(heard.stream, 0, b"so far"))
+    with pytest.raises(OperationTimeout) as caught:
+        await running
+    assert caught.value.stdout == "so far"
+    assert (await connection.expect(Frame.RELEASE)).stream == heard.stream

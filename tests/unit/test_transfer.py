@@ -15,7 +15,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from novasandbox.errors import FileError
+from novasandbox.errors import FileError, OperationFailed
 from novasandbox.guest.files import Files
 from novasandbox.guest.protocol import Frame, Op, Tag
 from novasandbox.guest.transfer import Refused, download, link_stays_inside, upload
@@ -300,3 +300,35 @@ async def test_local_files_that_are_none_are_refused(linked: Linked, tmp_path: P
     refused = await upload(Files(channel, "box"), tree, "/t")
     assert [each.path for each in refused] == ["pipe"]
     assert await answering == [Op.MKDIR, Op.SYMLINK]
+
+
+async def test_a_download_takes_no_more_than_it_was_allowed(
+    linked: Linked, serving: list[asyncio.Task[None]], tmp_path: Path
+) -> None:
+    channel, connection = linked
+    guest = TreeGuest(connection, {b"/t": [entry(b"f")]})
+    serving.append(asyncio.create_task(guest.serve()))
+    with pytest.raises(OperationFailed, match="more than 10 bytes"):
+        await download(Files(channel, "box"), "/t", tmp_path / "out", max_bytes=10)
+    assert list((tmp_path / "out").iterdir()) == []
+    size = len(b"content of /t/f")
+    await download(Files(channel, "box"), "/t", tmp_path / "out", max_bytes=size)
+    assert (tmp_path / "out" / "f").stat().st_size == size
+
+
+async def test_a_cancelled_download_leaves_no_file_and_no_descriptor(
+    linked: Linked, tmp_path: Path
+) -> None:
+    channel, connection = linked
+    before = set(os.listdir("/proc/self/fd"))
+    loading = asyncio.create_task(download(Files(channel, "box"), "/t", tmp_path / "out"))
+    heard = await connection.request(Op.STAT)
+    connection.send(reply(heard.stream, 0, (Tag.KIND, 1), (Tag.MODE, 0o644)))
+    heard = await connection.request(Op.READ)
+    connection.send(state(heard.stream), data(heard.stream, 0, b"half"))
+    await asyncio.sleep(0.05)
+    loading.cancel()
+    await asyncio.wait((loading,))
+    assert loading.cancelled()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".nova")] == []
+    assert set(os.listdir("/proc/self/fd")) == before

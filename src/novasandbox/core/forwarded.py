@@ -20,8 +20,19 @@ from novasandbox.guest.frames import (
     encode_end,
     encode_fields,
     encode_resume,
+    operation,
 )
-from novasandbox.guest.protocol import STDERR, STDIN, STDOUT, Errno, Frame, Op, Tag
+from novasandbox.guest.protocol import (
+    HEADER_SIZE,
+    MAX_WINDOW,
+    STDERR,
+    STDIN,
+    STDOUT,
+    Errno,
+    Frame,
+    Op,
+    Tag,
+)
 
 _FIRST = {STDOUT: Tag.FIRST1, STDERR: Tag.FIRST2}
 
@@ -57,6 +68,7 @@ class Forwarded:
     client, own: the client, and its own number of the stream. number: the guest's.
     request: the REQUEST frame; None where the stream was opened by somebody else.
     post: puts a frame on the guest's channel, or drops it while there is no connection.
+    window: how much of each output the client lets the guest send ahead.
     """
 
     def __init__(
@@ -69,8 +81,11 @@ class Forwarded:
         *,
         seen: tuple[int, int] = (0, 0),
         foreground: bool = True,
+        window: int = MAX_WINDOW,
     ) -> None:
         self.id = number
+        self.window = min(window, MAX_WINDOW)
+        self.adoptable = request is None or operation(request) == Op.EXEC
         self.finished = False
         self.foreground = foreground
         self._client = client
@@ -229,7 +244,5 @@ class Forwarded:
 
 def _goes_on_in_its_input(request: bytes) -> bool:
     """Whether a guest that has this request for new says STATE only when it has its input."""
-    payload = request[12:]
-    return int.from_bytes(payload[:2], "little") == Op.EXEC and Fields.decode(payload[2:]).has(
-        Tag.MORE
-    )
+    fields = request[HEADER_SIZE + 2 :]
+    return operation(request) == Op.EXEC and Fields.decode(fields).has(Tag.MORE)

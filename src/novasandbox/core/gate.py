@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from novasandbox.core import sockets
+from novasandbox.core.exhaustion import host_limits
 from novasandbox.core.forwarded import Forwarded
 from novasandbox.errors import InvalidRequest, NovaError, OperationFailed
 from novasandbox.guest.frames import (
@@ -42,8 +43,11 @@ log = logging.getLogger(__name__)
 
 CONTROL = 0x8001
 ADOPT = 0x8002
-# A client that does not read its socket is dropped before it costs much memory.
+# A client that does not read its socket is dropped before it costs much memory: this much,
+# besides the output that it asked for itself by giving credit.
 _BACKLOG_LIMIT = 8 * 2**20
+# Of an error as JSON: with its fields around it, it fits a frame.
+_MOST_FAILURE = 60_000
 _FAREWELL = 1.0
 
 
@@ -106,9 +110,15 @@ class _Client(asyncio.Protocol):
         if self._transport is None or self._transport.is_closing():
             return
         self._transport.write(frame)
-        if self._transport.get_write_buffer_size() > _BACKLOG_LIMIT:
+        if self._does_not_read(self._transport.get_write_buffer_size()):
             log.warning("a client of %s does not read; dropped", self._holder.id)
             self._transport.abort()
+
+    def _does_not_read(self, waiting: int) -> bool:
+        # Both outputs of each stream may fill their windows before the client has read a byte.
+        return waiting > _BACKLOG_LIMIT and waiting > _BACKLOG_LIMIT + sum(
+            2 * stream.window for stream in self._streams.values()
+        )
 
     def fail(self, stream: int, error: BaseException) -> None:
         """End one stream with an error of the holder's."""
@@ -187,31 +197,55 @@ class _Client(asyncio.Protocol):
             return
         frame = encode(Frame.REQUEST, number, message.payload)
         lasts = op == Op.EXEC and fields.has(Tag.BACKGROUND)
-        stream = Forwarded(self, message.stream, number, frame, channel.post, foreground=not lasts)
+        stream = Forwarded(
+            self,
+            message.stream,
+            number,
+            frame,
+            channel.post,
+            foreground=not lasts,
+            window=fields.number(Tag.WINDOW, DEFAULT_WINDOW),
+        )
         self._streams[message.stream] = stream
         channel.forward(stream, frame)
 
     def _adopt(self, own: int, fields: Fields) -> None:
         channel = self._holder.channel
         assert channel is not None
-        number = fields.number(Tag.STREAM)
         seen = fields.number(Tag.FIRST1), fields.number(Tag.FIRST2)
+        try:
+            number = fields.stream()
+            channel.check_adoptable(number)
+        except FrameError as error:
+            self.fail(own, error)
+            return
         stream = Forwarded(self, own, number, None, channel.post, seen=seen, foreground=False)
+        frame = stream.resume()
         self._streams[own] = stream
-        channel.forward(stream, stream.resume())
+        channel.forward(stream, frame)
 
     async def _control(self, own: int, fields: Fields) -> None:
-        try:
-            call = json.loads(fields.get(Tag.MESSAGE))
-            result = await perform(self._holder, str(call["name"]), dict(call["arguments"]))
-            answer = {"result": result}
-        except NovaError as error:
-            answer = {"error": error.details()}
-        except (KeyError, TypeError, ValueError) as error:
-            answer = {"error": InvalidRequest("a malformed call", why=repr(error)).details()}
         body = (0).to_bytes(4, "little")
-        body += encode_fields([(Tag.MESSAGE, json.dumps(answer))])
+        body += encode_fields([(Tag.MESSAGE, await self._answer(fields.get(Tag.MESSAGE)))])
         self.write(encode(Frame.REPLY, own, body))
+
+    async def _answer(self, call: bytes) -> bytes:
+        """What a verb gave, or its error, as JSON. Whatever happens: somebody waits for it."""
+        failure: Exception
+        try:
+            with host_limits():
+                asked = json.loads(call)
+                result = await perform(self._holder, str(asked["name"]), dict(asked["arguments"]))
+                return json.dumps({"result": result}).encode()
+        except NovaError as error:
+            failure = error
+        except (KeyError, TypeError, ValueError) as error:
+            failure = InvalidRequest("a malformed call", why=repr(error))
+        except Exception as error:
+            # Blind on purpose: without an answer the caller waits for ever.
+            log.exception("a verb of %s failed", self._holder.id)
+            failure = error
+        return b'{"error": ' + failure_text(failure) + b"}"
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._clients.discard(self)
@@ -224,14 +258,18 @@ class _Client(asyncio.Protocol):
 
 
 def failure_text(error: BaseException) -> bytes:
-    """An error as JSON, so that the client raises the same."""
+    """An error as JSON that fits a frame, so that the client raises the same."""
     if not isinstance(error, NovaError):
         error = OperationFailed("the sandbox's holder failed", why=repr(error))
     details = error.details()
-    for key in ("what", "why", "fix"):
-        if details[key] is not None:
-            details[key] = details[key][:4000]
-    return json.dumps(details).encode()
+    text = b""
+    # A character is one to twelve bytes of JSON, so the length is known only afterwards.
+    for most in (4_000, 1_000, 250):
+        cut = {key: v[:most] if isinstance(v, str) else v for key, v in details.items()}
+        text = json.dumps(cut).encode()
+        if len(text) <= _MOST_FAILURE:
+            break
+    return text
 
 
 async def perform(holder: Holder, name: str, arguments: dict[str, Any]) -> Any:

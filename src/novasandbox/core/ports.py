@@ -6,7 +6,13 @@ import asyncio
 import contextlib
 import errno
 
-from novasandbox.errors import HostResourceExhausted, InvalidConfig
+from novasandbox.errors import (
+    GuestUnreachable,
+    HostResourceExhausted,
+    InvalidConfig,
+    InvalidRequest,
+    NovaError,
+)
 from novasandbox.guest.channel import Channel
 from novasandbox.guest.protocol import STDOUT, Op, Tag
 
@@ -22,20 +28,25 @@ class Ports:
         self._sandbox_id = sandbox_id
         self._servers: dict[int, asyncio.Server] = {}
         self._connections: set[asyncio.Task[None]] = set()
+        self._changing = asyncio.Lock()
+        self._closed = False
         self.table: dict[int, int] = {}
 
     async def expose(self, port: int, host_port: int = 0) -> str:
         """Listen on 127.0.0.1 for guest port `port`; again gives the same address.
 
         host_port: 0 lets the host choose. Raises InvalidConfig for a number that is no port,
-        HostResourceExhausted when `host_port` is taken.
+        InvalidRequest for one that only root may use, HostResourceExhausted when `host_port`
+        is taken, GuestUnreachable when the sandbox ends meanwhile.
         """
         for number, low in ((port, 1), (host_port, 0)):
             if not low <= number <= 65_535:
                 raise InvalidConfig(f"{number} is not a port", fix="Ports are 1 to 65535.")
-        if port not in self._servers:
-            await self._listen(port, host_port)
-        return f"127.0.0.1:{self.table[port]}"
+        # Two calls at once for one port are to give one address.
+        async with self._changing:
+            if port not in self._servers:
+                await self._listen(port, host_port)
+            return f"127.0.0.1:{self.table[port]}"
 
     async def _listen(self, port: int, host_port: int) -> None:
         async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -44,15 +55,32 @@ class Ports:
         try:
             server = await asyncio.start_server(accept, "127.0.0.1", host_port)
         except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            raise HostResourceExhausted(
-                f"port {host_port} of this host is taken",
-                fix="Give another one, or none to let the host choose.",
-                sandbox_id=self._sandbox_id,
-            ) from error
+            raise self._refused(host_port, error) from error
+        if self._closed:  # It was, while we waited.
+            server.close()
+            raise GuestUnreachable(
+                f"port {port} cannot be exposed: the sandbox ended", sandbox_id=self._sandbox_id
+            )
         self._servers[port] = server
         self.table[port] = server.sockets[0].getsockname()[1]
+
+    def _refused(self, host_port: int, error: OSError) -> NovaError:
+        """Why the host does not listen there."""
+        other = "or none to let the host choose."
+        if error.errno in (errno.EACCES, errno.EPERM):
+            return InvalidRequest(
+                f"port {host_port} of this host is not yours to open",
+                why=str(error),
+                fix=f"Ports below 1024 are root's: give one from 1024 up, {other}",
+                sandbox_id=self._sandbox_id,
+            )
+        if error.errno == errno.EADDRINUSE:
+            what, why = f"port {host_port} of this host is taken", None
+        else:
+            what, why = f"this host cannot listen on port {host_port} of 127.0.0.1", str(error)
+        return HostResourceExhausted(
+            what, why=why, fix=f"Give another one, {other}", sandbox_id=self._sandbox_id
+        )
 
     async def _accept(
         self, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -63,8 +91,10 @@ class Ports:
         try:
             if len(self._connections) <= _MOST_CONNECTIONS:
                 await self._carry(port, reader, writer)
-        except (OSError, asyncio.CancelledError):
-            pass  # The peer sees its connection end; nobody waits for this task.
+        except (OSError, NovaError, asyncio.CancelledError):
+            # The peer sees its connection end; nobody waits for this task. A NovaError: the
+            # sandbox is paused, or gone.
+            pass
         finally:
             self._connections.discard(task)
             writer.transport.abort() if writer.is_closing() else writer.close()
@@ -103,6 +133,10 @@ class Ports:
 
     async def unexpose(self, port: int) -> None:
         """Stop listening for `port`; connections that are open go on."""
+        async with self._changing:
+            self._stop(port)
+
+    def _stop(self, port: int) -> None:
         server = self._servers.pop(port, None)
         self.table.pop(port, None)
         if server is not None:
@@ -110,8 +144,9 @@ class Ports:
 
     async def close(self) -> None:
         """Stop listening and end every connection."""
+        self._closed = True
         for port in list(self._servers):
-            await self.unexpose(port)
+            self._stop(port)
         tasks = list(self._connections)
         for task in tasks:
             task.cancel()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from novasandbox.core import registry, sockets
+from novasandbox.core.exhaustion import host_limits
 from novasandbox.core.gate import ADOPT, CONTROL, perform
 from novasandbox.core.holder import Holder
 from novasandbox.core.registry import Record
@@ -19,7 +20,9 @@ from novasandbox.guest.frames import FieldList, Fields, Message, encode, encode_
 from novasandbox.guest.protocol import DEFAULT_WINDOW, Frame, Tag
 from novasandbox.guest.stream import Stream
 
-_DIAL_DEADLINE = 10.0
+# A keeper that takes over another sandbox at that moment may take this long to answer.
+_DIAL_DEADLINE = 40.0
+_MALFORMED = (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError)
 
 
 class Session(abc.ABC):
@@ -49,7 +52,8 @@ class LocalSession(Session):
         self.channel = holder.channel
 
     async def control(self, verb: str, **arguments: Any) -> Any:
-        return await perform(self._holder, verb, arguments)
+        with host_limits():
+            return await perform(self._holder, verb, arguments)
 
     def record(self) -> Record:
         return self._holder.record
@@ -62,6 +66,7 @@ class RemoteChannel(Channel):
     """A channel to a holder, which may die and be followed by another."""
 
     direct = False
+    reconnect_deadline = _DIAL_DEADLINE
 
     def __init__(
         self,
@@ -82,11 +87,7 @@ class RemoteChannel(Channel):
 
     def goodbye(self, payload: bytes) -> Exception:
         """The holder says why, as data: the same error is raised here."""
-        try:
-            return from_details(json.loads(payload))
-        except (ValueError, TypeError, KeyError):
-            text = payload[:200].decode("utf-8", "replace")
-            return GuestUnreachable("the sandbox's holder closed the connection", why=text)
+        return _failure(payload)
 
     def received(self, message: Message) -> None:
         """A holder may answer for the guest, as for one that is paused."""
@@ -94,7 +95,7 @@ class RemoteChannel(Channel):
             failure = Fields.decode(message.payload[4:]).get(Tag.FAILURE)
             stream = self.stream(message.stream)
             if failure and stream is not None:
-                stream.fail(from_details(json.loads(failure)))
+                stream.fail(_failure(failure))
                 return
         super().received(message)
 
@@ -162,10 +163,30 @@ async def call(channel: Channel, verb: str, **arguments: Any) -> Any:
         reply = await stream.result()
     finally:
         stream.release()
-    answer = json.loads(reply.fields.get(Tag.MESSAGE))
-    if "error" in answer:
-        raise from_details(answer["error"])
-    return answer["result"]
+    told = reply.fields.get(Tag.MESSAGE)
+    try:
+        answer = json.loads(told)
+        if "error" not in answer:
+            return answer["result"]
+        failure = answer["error"]
+    except _MALFORMED as error:
+        raise _unreadable(told) from error
+    raise from_details(failure)
+
+
+def _failure(text: bytes) -> NovaError:
+    """The error that a holder tells as JSON; of what is none, one that shows it."""
+    try:
+        return from_details(json.loads(text))
+    except _MALFORMED:
+        return _unreadable(text)
+
+
+def _unreadable(text: bytes) -> NovaError:
+    return GuestUnreachable(
+        "the sandbox's holder answered what cannot be read",
+        why=text[:200].decode("utf-8", "replace") or None,
+    )
 
 
 class _Dial:

@@ -10,27 +10,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from novasandbox.errors import GuestUnreachable, InvalidRequest, NovaError, ProtocolViolation
+from novasandbox.errors import GuestUnreachable, InvalidRequest, NovaError
 from novasandbox.guest.frames import (
     FieldList,
     Fields,
     FrameError,
     Message,
-    Parser,
     encode,
     encode_fields,
 )
+from novasandbox.guest.link import Link, explain
 from novasandbox.guest.protocol import (
-    ATTACH_MAGIC,
     DEFAULT_WINDOW,
-    HEADER_SIZE,
     MAX_PAYLOAD,
-    MAX_WINDOW,
-    VERSION,
     Errno,
     Frame,
     Op,
@@ -49,6 +44,8 @@ class Passenger(Protocol):
 
     id: int
     finished: bool
+    adoptable: bool
+    """Whether another reader may take its place: it is a process."""
 
     def take(self, message: Message) -> None:
         """Dispatch a frame of this stream. Raises FrameError."""
@@ -60,13 +57,10 @@ class Passenger(Protocol):
         """The stream ends: the connection is lost for good."""
 
 
-_RECONNECT_DEADLINE = 5.0
 _RECONNECT_PAUSE = 0.05
 # A connection that lived shorter than this is no success: the deadline goes on running.
 _STABLE = 1.0
 _FAREWELL_DELAY = 0.02
-# The numbers of a guest's streams may begin high, but leave room for many more.
-_MOST_STREAM = 2**31
 
 
 class Channel:
@@ -81,6 +75,8 @@ class Channel:
 
     direct = True
     """The other end is the agent itself, so that its stream numbers are ours."""
+    reconnect_deadline = 5.0
+    """Seconds in which a lost connection must be there again."""
 
     def __init__(
         self,
@@ -96,7 +92,7 @@ class Channel:
         self._on_lost = on_lost
         self._streams: dict[int, Passenger] = {}
         self._next = 1
-        self._link: _Link | None = None
+        self._link: Link | None = None
         self._window = DEFAULT_WINDOW
         self._up = asyncio.Event()
         self._farewells = bytearray()
@@ -114,12 +110,12 @@ class Channel:
         Raises GuestUnreachable (nobody answered in time), ProtocolViolation, or OSError
         where the other end cannot be dialled.
         """
-        link = _Link(self)
+        link = Link(self)
         try:
             async with asyncio.timeout(timeout):
                 await self._dial(link)
                 fields = await link.attach(self._holder, self._takeover)
-            self._raise_if_closed()
+            self.raise_if_closed()
             link.raise_if_lost()
         except TimeoutError as error:
             link.abort()
@@ -167,20 +163,31 @@ class Channel:
     def adopt(self, number: int, *, window: int = DEFAULT_WINDOW) -> Stream:
         """Attach to a stream that an earlier holder, or another handle, has started.
 
-        number: the guest's. A stream that this channel carries already is shared.
+        number: the guest's. A stream that this channel carries already is shared. Raises
+        FrameError for one that is no process's: the guest has lied about its number.
         """
         for known in self._streams.values():
             if isinstance(known, Stream) and known.guest_id == number:
+                _check_adoptable(known)
                 return known
+        if self.direct:
+            self.check_adoptable(number)
         own = number if self.direct else self.reserve()
         stream = Stream(self, own, None, guest_id=number, send_limit=0, window=window)
+        frame = self.resume_frame(stream)
         self._carry(stream)
-        self.post(self.resume_frame(stream))
+        self.post(frame)
         return stream
+
+    def check_adoptable(self, number: int) -> None:
+        """Raise FrameError where stream `number` is open and no process's."""
+        known = self._streams.get(number)
+        if known is not None:
+            _check_adoptable(known)
 
     def _carry(self, stream: Passenger) -> None:
         """Dispatch to `stream` from now on; one that had its number before is told so."""
-        self._raise_if_closed()
+        self.raise_if_closed()
         before = self._streams.get(stream.id)
         self._streams[stream.id] = stream
         if before is not None and before is not stream:
@@ -197,9 +204,11 @@ class Channel:
 
     def reserve(self) -> int:
         """A fresh stream number, for a request that is passed on for another process."""
-        self._raise_if_closed()
+        self.raise_if_closed()
         if self.refusal is not None:
             raise self.refusal.with_traceback(None)
+        while self._next in self._streams:  # Adopted, and from an earlier holder.
+            self._next += 1
         number = self._next
         self._next += 1
         return number
@@ -306,7 +315,8 @@ class Channel:
         for stream in streams:
             stream.fail(self._error)
 
-    def _raise_if_closed(self) -> None:
+    def raise_if_closed(self) -> None:
+        """Raise what ended the channel for good, if anything did."""
         if self._error is not None:
             # One error is raised in many places: each has a traceback of its own.
             raise self._error.with_traceback(None)
@@ -338,17 +348,17 @@ class Channel:
         elif message.stream >= self._next:
             raise FrameError(f"a frame for stream {message.stream}, which nobody opened")
 
-    def lost(self, link: _Link, error: BaseException | None) -> None:
+    def lost(self, link: Link, error: BaseException | None) -> None:
         """The connection is gone; reconnect unless it was closed on purpose."""
         if link is not self._link or self._error is not None:
             return
         if isinstance(error, NovaError):
-            self._reconnecting = asyncio.create_task(self._give_up(_explain(error)))
+            self._reconnecting = asyncio.create_task(self._give_up(explain(error)))
             return
         now = asyncio.get_running_loop().time()
         pause = _RECONNECT_PAUSE
         if now - link.since >= _STABLE or not self._give_up_at:
-            self._give_up_at = now + _RECONNECT_DEADLINE
+            self._give_up_at = now + self.reconnect_deadline
             pause = 0.0
         self._reconnecting = asyncio.create_task(self._reconnect(error, pause))
 
@@ -360,7 +370,7 @@ class Channel:
                 while True:
                     await asyncio.sleep(pause)
                     try:
-                        await self.open(_RECONNECT_DEADLINE)
+                        await self.open(self.reconnect_deadline)
                         break
                     except OSError as dial_error:
                         reason = dial_error
@@ -400,136 +410,6 @@ class Channel:
             self._end(error)
 
 
-def _explain(error: BaseException) -> BaseException:
-    if isinstance(error, FrameError):
-        return ProtocolViolation("the guest broke the protocol", why=str(error))
-    return error
-
-
-class _Link(asyncio.Protocol):
-    """One byte stream, from its handshake to its loss."""
-
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
-        self._parser = Parser()
-        self._transport: asyncio.Transport | None = None
-        self._writable = asyncio.Event()
-        self._writable.set()
-        self._attached: asyncio.Future[Fields] = asyncio.get_running_loop().create_future()
-        self._attached.add_done_callback(lambda f: f.cancelled() or f.exception())
-        self._hello = asyncio.Event()
-        self._nonce = os.urandom(16)
-        self._hunting = bytearray()
-        self._hunt = False
-        self._failure: BaseException | None = None
-        self.alive = False
-        self.since = 0.0
-
-    async def attach(self, holder: bytes, takeover: bool) -> Fields:
-        """Shake hands. Without a takeover the agent is waited for: it speaks first."""
-        attach = encode(Frame.ATTACH, payload=self._nonce + holder + VERSION.to_bytes(2, "little"))
-        if takeover:
-            self._hunt = True
-            self.write(bytes(HEADER_SIZE + MAX_PAYLOAD) + attach)
-        else:
-            hello = asyncio.create_task(self._hello.wait())
-            try:
-                await asyncio.wait((hello, self._attached), return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                hello.cancel()
-            self.write(attach)
-        return await self._attached
-
-    def raise_if_lost(self) -> None:
-        """Raise what ended the connection right after its handshake, if anything did."""
-        if self._failure is not None:
-            raise _explain(self._failure)
-        if not self.alive:
-            raise ConnectionResetError("closed right after the handshake")
-
-    def write(self, data: bytes) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(data)
-
-    async def writable(self) -> None:
-        await self._writable.wait()
-
-    def abort(self) -> None:
-        self.alive = False
-        if self._transport is not None:
-            self._transport.abort()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-
-    def pause_writing(self) -> None:
-        self._writable.clear()
-
-    def resume_writing(self) -> None:
-        self._writable.set()
-
-    def data_received(self, data: bytes) -> None:
-        if self._failure is not None:
-            return
-        try:
-            if self._hunt:
-                found = self._hunt_for_attached(data)
-                if found is None:
-                    return
-                data = found
-            for message in self._parser.feed(data):
-                if self.alive:
-                    self._channel.received(message)
-                else:
-                    self._handshake(message)
-        except NovaError as error:
-            self._failure = error
-            self.abort()
-
-    def _hunt_for_attached(self, data: bytes) -> bytes | None:
-        """What an earlier holder left in flight is thrown away up to our own ATTACHED."""
-        self._hunting += data
-        at = self._hunting.find(ATTACH_MAGIC + self._nonce)
-        if at < HEADER_SIZE:
-            del self._hunting[: -(HEADER_SIZE + len(ATTACH_MAGIC) + len(self._nonce))]
-            return None
-        self._hunt = False
-        rest = bytes(self._hunting[at - HEADER_SIZE :])
-        self._hunting.clear()
-        return rest
-
-    def _handshake(self, message: Message) -> None:
-        match message.type:
-            case Frame.HELLO:
-                hello = Fields.decode(message.payload)
-                if not hello.number(Tag.MIN_VERSION) <= VERSION <= hello.number(Tag.VERSION):
-                    raise FrameError("the agent speaks no version of the protocol that we do")
-                self._hello.set()
-            case Frame.ATTACHED:
-                head = ATTACH_MAGIC + self._nonce
-                if not message.payload.startswith(head):
-                    raise FrameError("ATTACHED does not answer our ATTACH")
-                fields = Fields.decode(message.payload[len(head) :])
-                if fields.number(Tag.WINDOW) > MAX_WINDOW:
-                    raise FrameError("the agent's window is larger than allowed")
-                if fields.number(Tag.NEXT_STREAM) > _MOST_STREAM:
-                    raise FrameError("the agent has used up its stream numbers")
-                self.alive = True
-                self.since = asyncio.get_running_loop().time()
-                if not self._attached.done():
-                    self._attached.set_result(fields)
-            case Frame.GOAWAY:
-                raise self._channel.goodbye(message.payload)
-            case _:
-                raise FrameError(f"{message.type.name} before ATTACHED")
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.alive = False
-        self._writable.set()
-        error = self._failure or exc
-        if not self._attached.done():
-            self._attached.set_exception(
-                _explain(error) if error else ConnectionResetError("closed during the handshake")
-            )
-        self._channel.lost(self, error)
+def _check_adoptable(stream: Passenger) -> None:
+    if not stream.adoptable:
+        raise FrameError(f"stream {stream.id} is said to be a process's, and is none")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from novasandbox.errors import GuestUnreachable, InvalidConfig, OperationFailed
 from novasandbox.guest.channel import Channel
 from novasandbox.guest.frames import Fields, FieldValue
-from novasandbox.guest.process import check_env
+from novasandbox.guest.launch import check_env
 from novasandbox.guest.protocol import Op, Tag
 
 _DEADLINE = 30.0

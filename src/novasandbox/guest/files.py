@@ -13,7 +13,7 @@ from typing import Literal, Self
 
 from novasandbox.errors import FileError, InvalidConfig, OperationFailed
 from novasandbox.guest.channel import Channel
-from novasandbox.guest.frames import Fields, FieldValue
+from novasandbox.guest.frames import Fields, FieldValue, FrameError
 from novasandbox.guest.paths import GuestPath, encode_path, shown
 from novasandbox.guest.protocol import MAX_WINDOW, STDOUT, Op, Tag
 from novasandbox.guest.stream import Reply, Stream
@@ -24,6 +24,8 @@ _KINDS: dict[int, Kind] = {1: "file", 2: "directory", 3: "link"}
 _List = list  # `Files.list` hides the name inside the class.
 _READ_SIZE = 1 << 20
 _MOST_ENTRIES = 1_000_000
+# What Linux allows, without the NUL at the end of a path.
+_MOST_NAME, _MOST_PATH = 255, 4_095
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,7 @@ class Files:
             if size is not None:
                 fields.append((Tag.SIZE, size))
             stream = self._request(Op.READ, path, fields, window=MAX_WINDOW)
-            return GuestFile(self, stream, path, writing=False)
+            return GuestFile(self, stream, path, writing=False, most=size)
         if mode == "wb":
             return self._open_writer(path, [], None, True)
         if mode == "ab":
@@ -193,7 +195,7 @@ class Files:
                         why=f"it has more than {_MOST_ENTRIES:,} entries",
                         sandbox_id=self._sandbox_id,
                     )
-                found.append(_entry(fields, fields.text(Tag.NAME)))
+                found.append(_entry(fields, _name(fields)))
             self.check(await stream.result(), "list", path)
         finally:
             stream.release()
@@ -238,7 +240,7 @@ class Files:
 
     async def readlink(self, path: GuestPath) -> str:
         """What a link says."""
-        return (await self._do(Op.READLINK, path, [])).text(Tag.TARGET_PATH)
+        return _target(await self._do(Op.READLINK, path, []))
 
     async def watch(
         self, path: GuestPath, *, recursive: bool = True
@@ -289,15 +291,24 @@ class Files:
 
 
 class GuestFile:
-    """An open file of the guest; made by `Files.open`."""
+    """An open file of the guest; made by `Files.open`. most: how much of it was asked for."""
 
-    def __init__(self, files: Files, stream: Stream, path: GuestPath, *, writing: bool) -> None:
+    def __init__(
+        self,
+        files: Files,
+        stream: Stream,
+        path: GuestPath,
+        *,
+        writing: bool,
+        most: int | None = None,
+    ) -> None:
         self._files = files
         self._stream = stream
         self._path = path
         self._writing = writing
         self._pieces: deque[bytes] = deque()
         self._have = 0
+        self._room = most
         self._done = False
 
     async def read(self, size: int = -1) -> bytes:
@@ -312,9 +323,16 @@ class GuestFile:
             if not piece:
                 self._files.check(await self._stream.result(), "read", self._path)
                 break
-            self._pieces.append(piece)
-            self._have += len(piece)
+            self._keep(piece)
         return self._take(self._have if size < 0 else min(size, self._have))
+
+    def _keep(self, piece: bytes) -> None:
+        if self._room is not None:
+            self._room -= len(piece)
+            if self._room < 0:
+                raise FrameError(f"the guest sent more of {shown(self._path)!r} than was asked for")
+        self._pieces.append(piece)
+        self._have += len(piece)
 
     def _take(self, size: int) -> bytes:
         """The first `size` bytes of what was read; of a large file every copy counts."""
@@ -411,7 +429,7 @@ class Watch:
 
     async def __aiter__(self) -> AsyncIterator[FileEvent | Lost]:
         """Yield events until the block is left, or the watched path is gone."""
-        async for fields in self._stream.records():
+        async for fields in self._stream.records(most=None):
             yield _event(fields)
 
 
@@ -436,5 +454,17 @@ def _entry(fields: Fields, name: str) -> FileInfo:
         gid=number(Tag.GID),
         modified=number(Tag.MTIME) / 1e9,
         inode=number(Tag.INODE),
-        target=fields.text(Tag.TARGET_PATH) if fields.has(Tag.TARGET_PATH) else None,
+        target=_target(fields) if fields.has(Tag.TARGET_PATH) else None,
     )
+
+
+def _name(fields: Fields) -> str:
+    if len(fields.get(Tag.NAME)) > _MOST_NAME:
+        raise FrameError(f"a file name of more than {_MOST_NAME} bytes")
+    return fields.text(Tag.NAME)
+
+
+def _target(fields: Fields) -> str:
+    if len(fields.get(Tag.TARGET_PATH)) > _MOST_PATH:
+        raise FrameError(f"a link to a path of more than {_MOST_PATH:,} bytes")
+    return fields.text(Tag.TARGET_PATH)

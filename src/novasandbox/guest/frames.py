@@ -23,6 +23,8 @@ _KNOWN = frozenset(Frame)
 _CONNECTION_FRAMES = frozenset({Frame.HELLO, Frame.ATTACH, Frame.ATTACHED, Frame.GOAWAY})
 _NOT_PAD = re.compile(rb"[^\0]")
 _MOST = 2**64 - 1
+MOST_STREAM = 2**31
+"""The numbers of a guest's streams may begin high, but leave room for many more."""
 
 FieldValue = int | bytes | str | bool
 FieldList = Sequence[tuple[Tag, FieldValue]]
@@ -94,6 +96,11 @@ def decode_data(payload: bytes) -> tuple[int, bytes]:
     if len(payload) <= _OFFSET.size:
         raise FrameError("a DATA frame without data")
     return int(_OFFSET.unpack_from(payload)[0]), payload[_OFFSET.size :]
+
+
+def operation(request: bytes) -> int:
+    """The operation of a REQUEST frame."""
+    return int.from_bytes(request[HEADER_SIZE : HEADER_SIZE + 2], "little")
 
 
 class Parser:
@@ -220,6 +227,13 @@ class Fields:
                     raise FrameError(f"field {tag.name} has {len(value)} bytes, not 8")
                 return int(_OFFSET.unpack(value)[0])
         return default
+
+    def stream(self) -> int:
+        """The stream that the fields name. Raises FrameError where none can have its number."""
+        number = self.number(Tag.STREAM)
+        if not 1 <= number < MOST_STREAM:
+            raise FrameError(f"no stream has the number {number}")
+        return number
 
     def text(self, tag: Tag, default: str = "") -> str:
         """The first value of `tag` as text; bytes that are not UTF-8 are escaped."""

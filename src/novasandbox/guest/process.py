@@ -5,46 +5,39 @@ from __future__ import annotations
 import asyncio
 import codecs
 import contextlib
-import math
 import os
 import weakref
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import Literal
 
 from novasandbox.errors import (
     CommandFailed,
     CommandNotStarted,
-    GuestUnreachable,
-    InvalidConfig,
     OperationFailed,
     OperationTimeout,
     OutputLimitExceeded,
     ProcessNotFound,
 )
 from novasandbox.guest.channel import Channel
-from novasandbox.guest.frames import Fields, FieldValue, encode_fields
-from novasandbox.guest.protocol import MAX_PAYLOAD, STDERR, STDOUT, Errno, Op, Tag
+from novasandbox.guest.frames import Fields, FieldValue, FrameError, encode_fields
+from novasandbox.guest.launch import DEFAULT_OUTPUT_LIMIT as DEFAULT_OUTPUT_LIMIT
+from novasandbox.guest.launch import Command as Command
+from novasandbox.guest.launch import Launch as Launch
+from novasandbox.guest.launch import OnLimit as OnLimit
+from novasandbox.guest.launch import PtySize as PtySize
+from novasandbox.guest.launch import Tail
+from novasandbox.guest.launch import argv as argv
+from novasandbox.guest.protocol import MAX_PAYLOAD, MAX_STREAMS, STDERR, STDOUT, Errno, Op, Tag
 from novasandbox.guest.signals import SIGKILL, signal_name, signal_number
 from novasandbox.guest.stream import Reply, Stream
 
-DEFAULT_OUTPUT_LIMIT = 16 * 2**20
 # The guest enforces a timeout; a guest that does not is given up on this much later.
 _TIMEOUT_GRACE = 15.0
+# As many as the agent keeps, and some that end while it lists them.
+_MOST_PROCESSES = MAX_STREAMS + 64
 _NAMES = {STDOUT: "stdout", STDERR: "stderr"}
 # MAX_ARG_STRLEN of Linux, less the NUL at its end.
 _SHORTER = "One argument has at most 131,071 bytes; pass what is longer as input or as a file."
-
-Command = str | Sequence[str | os.PathLike[str]]
-OnLimit = Literal["tail", "error"]
-
-
-@dataclass(frozen=True, slots=True)
-class PtySize:
-    """The size of a terminal, in characters."""
-
-    rows: int = 24
-    cols: int = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,28 +106,6 @@ class ProcessInfo:
     exit_code: int | None
     signal: str | None
     stream: int
-
-
-class Tail:
-    """Collects bytes up to a limit; beyond it the beginning is dropped."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.cut = False
-        self._data = bytearray()
-
-    def add(self, data: bytes) -> None:
-        """Keep `data`; of what is no longer needed at most as much again stays for a while."""
-        self._data += data
-        excess = len(self._data) - self.limit
-        if excess > 0:
-            self.cut = True
-        if excess > self.limit:
-            del self._data[:excess]
-
-    def get(self) -> bytes:
-        """The last `limit` bytes."""
-        return bytes(memoryview(self._data)[max(0, len(self._data) - self.limit) :])
 
 
 class Stdin:
@@ -238,7 +209,7 @@ class Process:
             self._stream.cancel()
 
     def _conclude(self, reply: Reply) -> ExecResult:
-        out, err = (self._tails[n].get() for n in (STDOUT, STDERR))
+        out, err = self.collected()
         self._stream.release()
         if self._over_limit is not None:
             limit = self._tails[STDOUT].limit
@@ -271,6 +242,10 @@ class Process:
             if self._tails[n].cut or self._stream.outputs[n].lost
         }
         return _result(reply.fields, out, err, frozenset(cut))
+
+    def collected(self) -> tuple[bytes, bytes]:
+        """What `wait` has kept of both outputs so far."""
+        return self._tails[STDOUT].get(), self._tails[STDERR].get()
 
     async def signal(self, name: str | int, *, tree: bool = False) -> None:
         """Send a signal (`SIGTERM`, `term`, 15); with a PTY to its foreground group.
@@ -377,79 +352,6 @@ def not_started(launch: Launch, reply: Reply, sandbox_id: str) -> OperationFaile
     )
 
 
-def argv(command: Command) -> tuple[str, ...]:
-    """A string goes through /bin/sh -c, a list is taken as it is. Raises InvalidConfig."""
-    if isinstance(command, str):
-        words: tuple[str, ...] = ("/bin/sh", "-c", command)
-    else:
-        words = tuple(os.fspath(word) for word in command)
-    if not words or not words[0]:
-        raise InvalidConfig("the command is empty", fix="Give a program and its arguments.")
-    if any("\0" in word for word in words):
-        raise InvalidConfig("the command holds a NUL byte, which no argument can")
-    return words
-
-
-def check_env(env: Mapping[str, str] | None) -> list[tuple[Tag, FieldValue]]:
-    """Environment variables as fields. Raises InvalidConfig for names that cannot be."""
-    fields: list[tuple[Tag, FieldValue]] = []
-    for name, value in (env or {}).items():
-        if not name or "=" in name or "\0" in name or "\0" in value:
-            raise InvalidConfig(
-                f"{name!r} cannot be an environment variable",
-                fix="Names are not empty and hold no '='; neither holds a NUL byte.",
-            )
-        fields.append((Tag.ENV, f"{name}={value}"))
-    return fields
-
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """Everything that `start` and `exec` say about a command."""
-
-    command: tuple[str, ...]
-    cwd: str | None = None
-    env: Mapping[str, str] | None = None
-    user: str | None = None
-    timeout: float | None = None
-    stdin: bool = False
-    pty: PtySize | None = None
-    background: bool = False
-    name: str | None = None
-    output_limit: int = DEFAULT_OUTPUT_LIMIT
-    on_limit: OnLimit = "tail"
-
-    def __post_init__(self) -> None:
-        if self.timeout is not None and not 0 < self.timeout < math.inf:
-            raise InvalidConfig(
-                f"a timeout of {self.timeout} s", fix="Give seconds above 0, or None for no end."
-            )
-        if self.output_limit < 1:
-            raise InvalidConfig("output_limit must be at least 1 byte")
-        if self.on_limit not in ("tail", "error"):
-            raise InvalidConfig(f"on_limit={self.on_limit!r}", fix="Use 'tail' or 'error'.")
-
-    def fields(self) -> list[tuple[Tag, FieldValue]]:
-        """The fields of an EXEC request."""
-        fields: list[tuple[Tag, FieldValue]] = [(Tag.ARG, word) for word in self.command]
-        fields += check_env(self.env)
-        if self.cwd is not None:
-            fields.append((Tag.CWD, self.cwd))
-        if self.user is not None:
-            fields.append((Tag.USER, self.user))
-        if self.timeout is not None:
-            fields.append((Tag.TIMEOUT, max(1, int(self.timeout * 1000))))
-        if self.pty is not None:
-            fields += [(Tag.PTY, 1), (Tag.ROWS, self.pty.rows), (Tag.COLS, self.pty.cols)]
-        if self.stdin or self.pty is not None:
-            fields.append((Tag.STDIN, 1))
-        if self.background:
-            fields.append((Tag.BACKGROUND, 1))
-        if self.name is not None:
-            fields.append((Tag.NAME, self.name))
-        return fields
-
-
 class Processes:
     """Starts programs in a guest, lists them, and attaches to them again."""
 
@@ -495,19 +397,19 @@ class Processes:
 
     async def run(self, launch: Launch, stdin: bytes | None, check: bool) -> ExecResult:
         """Start a program, feed it, wait for its end; a cancelled call ends its tree."""
-        process = await self.start(launch)
-        feeding: asyncio.Task[None] | None = None
+        # One deadline for all of it: a guest that never says that the program runs must not
+        # hold up the caller any more than one that never says that it ended.
+        limit = None if launch.timeout is None else launch.timeout + _TIMEOUT_GRACE
+        deadline = asyncio.timeout(limit)
+        process: Process | None = None
         try:
-            if stdin is not None:
-                feeding = asyncio.create_task(_feed(process, stdin))
-            result = await self._wait(process, launch)
-        except BaseException:
-            process.abandon()
-            raise
-        finally:
-            if feeding is not None:
-                feeding.cancel()
-                await asyncio.gather(feeding, return_exceptions=True)
+            async with deadline:
+                process = await self.start(launch)
+                result = await _finished(process, stdin)
+        except TimeoutError as error:
+            if isinstance(error, OperationTimeout) or not deadline.expired():
+                raise
+            raise self._overdue(launch, process) from error
         if check and not result.ok:
             raise CommandFailed(
                 f"{_shown(launch.command)} ended with {_ending(result)}",
@@ -516,27 +418,28 @@ class Processes:
             )
         return result
 
-    async def _wait(self, process: Process, launch: Launch) -> ExecResult:
-        if launch.timeout is None:
-            return await process.wait()
-        deadline = launch.timeout + _TIMEOUT_GRACE
-        try:
-            async with asyncio.timeout(deadline):
-                return await process.wait()
-        except OperationTimeout:
-            raise
-        except TimeoutError as error:
-            raise GuestUnreachable(
-                f"the guest did not end {_shown(launch.command)} at its timeout",
-                why=f"no answer {_TIMEOUT_GRACE:g} s after it was due",
-                sandbox_id=self._sandbox_id,
-            ) from error
+    def _overdue(self, launch: Launch, process: Process | None) -> OperationTimeout:
+        """The guest did not enforce the timeout. Raises how the sandbox ended, when it has."""
+        self._channel.raise_if_closed()
+        out, err = (b"", b"") if process is None else process.collected()
+        return OperationTimeout(
+            f"{_shown(launch.command)} did not end within {launch.timeout or 0:g} s",
+            why=f"and the guest said nothing in the {_TIMEOUT_GRACE:g} s after that",
+            fix="It ends when the guest answers again; kill the sandbox if it does not.",
+            stdout=out,
+            stderr=err,
+            sandbox_id=self._sandbox_id,
+        )
 
     async def list(self) -> list[ProcessInfo]:
         """The processes that were started and not yet waited for."""
         stream = self._channel.request(Op.PROCESSES)
         try:
-            found = [_info(fields) async for fields in stream.records()]
+            found: list[ProcessInfo] = []
+            async for fields in stream.records():
+                if len(found) == _MOST_PROCESSES:
+                    raise FrameError(f"the guest lists more than {_MOST_PROCESSES} processes")
+                found.append(_info(fields))
             await stream.result()
         finally:
             stream.release()
@@ -563,6 +466,22 @@ class Processes:
         return Process(self._channel, stream, pid, info.command, sandbox_id=self._sandbox_id)
 
 
+async def _finished(process: Process, stdin: bytes | None) -> ExecResult:
+    """How a process ended that was fed; where nobody waits any more, its tree is ended."""
+    feeding: asyncio.Task[None] | None = None
+    try:
+        if stdin is not None:
+            feeding = asyncio.create_task(_feed(process, stdin))
+        return await process.wait()
+    except BaseException:
+        process.abandon()
+        raise
+    finally:
+        if feeding is not None:
+            feeding.cancel()
+            await asyncio.gather(feeding, return_exceptions=True)
+
+
 async def _feed(process: Process, data: bytes) -> None:
     try:
         await process.stdin.write(data)
@@ -584,7 +503,7 @@ def _info(fields: Fields) -> ProcessInfo:
         background=fields.has(Tag.BACKGROUND),
         exit_code=(128 + number if number else fields.number(Tag.EXIT)) if ended else None,
         signal=signal_name(number) if number else None,
-        stream=fields.number(Tag.STREAM),
+        stream=fields.stream(),
     )
 
 

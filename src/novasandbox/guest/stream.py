@@ -21,6 +21,7 @@ from novasandbox.guest.frames import (
     encode_data,
     encode_end,
     encode_resume,
+    operation,
 )
 from novasandbox.guest.protocol import (
     DEFAULT_WINDOW,
@@ -31,6 +32,7 @@ from novasandbox.guest.protocol import (
     STDOUT,
     Errno,
     Frame,
+    Op,
     Tag,
 )
 
@@ -42,6 +44,8 @@ PIECE = 32_768 - 20
 # Pieces of output that wait for a reader in the exact order of both channels.
 _MOST_PIECES = 1_024
 _MOST_BYTES = 2**62
+# Of records that are kept: a million directory entries with names of usual length.
+MOST_RECORDS = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +274,7 @@ class Stream:
         self.reply: asyncio.Future[Reply] = loop.create_future()
         self.output_ready = asyncio.Event()
         self.finished = False
+        self.adoptable = request is None or operation(request) == Op.EXEC
         self.cancelled = False
         self.resuming = request is None
         self.arrivals = 0
@@ -316,10 +321,18 @@ class Stream:
         self.output_ready.clear()
         await self.output_ready.wait()
 
-    async def records(self) -> AsyncIterator[Fields]:
-        """The records of channel 1, to its end. Raises FrameError for a broken one."""
+    async def records(self, most: int | None = MOST_RECORDS) -> AsyncIterator[Fields]:
+        """The records of channel 1, to its end. Raises FrameError for a broken one.
+
+        most: bytes of all of them, above which it is a FrameError too: whoever keeps them has
+        no more memory than that for a guest. None for records that nobody keeps.
+        """
         parser = RecordParser()
+        total = 0
         while data := await self.outputs[STDOUT].read():
+            total += len(data)
+            if most is not None and total > most:
+                raise FrameError(f"more than {most:,} bytes of records")
             for fields in parser.feed(data):
                 yield fields
 
@@ -390,7 +403,7 @@ class Stream:
 
     def _take_state(self, fields: Fields) -> None:
         if fields.has(Tag.STREAM) and not self._channel.direct:
-            self.guest_id = fields.number(Tag.STREAM)
+            self.guest_id = fields.stream()
         if self.resuming:
             self.resuming = False
             self._go_on(fields)

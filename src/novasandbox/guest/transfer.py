@@ -18,11 +18,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from aiofiles.threadpool import wrap
 
 from novasandbox.errors import FileError, OperationFailed, PathError
 from novasandbox.guest.files import FileInfo, Files
 from novasandbox.guest.paths import shown
+
+if TYPE_CHECKING:
+    from aiofiles.threadpool.binary import AsyncBufferedIOBase, AsyncBufferedReader
 
 _CHUNK = 1 << 20
 _AT_ONCE = 8
@@ -48,11 +53,22 @@ class _Copy:
 
     files: Files
     progress: Progress | None = None
+    max_bytes: int | None = None
     refused: list[Refused] = field(default_factory=list)
     entries: int = 0
+    spent: int = 0
 
     def refuse(self, path: str, why: str) -> None:
         self.refused.append(Refused(path or ".", why))
+
+    def spend(self, size: int) -> None:
+        """Count bytes before they are written. Raises OperationFailed above `max_bytes`."""
+        self.spent += size
+        if self.max_bytes is not None and self.spent > self.max_bytes:
+            raise OperationFailed(
+                f"what was to be copied has more than {self.max_bytes:,} bytes",
+                fix="What was copied so far is there. Raise max_bytes.",
+            )
 
     def moved(self, size: int) -> None:
         if self.progress is not None:
@@ -159,9 +175,11 @@ async def _replace_link(files: Files, remote: str, target: str) -> None:
 
 
 async def _upload_file(copy: _Copy, source: Path, remote: str, mode: int) -> None:
-    with _open_local(source) as reader:
+    # Opened and closed here, not in a thread that a cancelled call leaves behind.
+    with _open_local(source) as local:
+        reader: AsyncBufferedReader = wrap(local)
         async with await copy.files.open(remote, "wb") as writer:
-            while piece := await asyncio.to_thread(reader.read, _CHUNK):
+            while piece := await reader.read(_CHUNK):
                 await writer.write(piece)
                 copy.moved(len(piece))
     await copy.files.chmod(remote, mode & 0o777)
@@ -178,9 +196,14 @@ async def download(
     remote: str,
     local: str | os.PathLike[str],
     progress: Progress | None = None,
+    max_bytes: int | None = None,
 ) -> list[Refused]:
-    """Copy `remote` to `local`; see `Sandbox.download`."""
-    copy = _Copy(files, progress)
+    """Copy `remote` to `local`; see `Sandbox.download`.
+
+    max_bytes: of all files together; the guest has no more of the host's disk than that.
+    Raises OperationFailed when there is more.
+    """
+    copy = _Copy(files, progress, max_bytes)
     info = await files.stat(remote)
     target = Path(local)
     if info.is_directory:
@@ -270,10 +293,12 @@ async def _download_file(
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(temporary, flags, 0o600, dir_fd=directory)
     try:
-        with os.fdopen(descriptor, "wb") as writer:
+        with os.fdopen(descriptor, "wb") as file:
+            writer: AsyncBufferedIOBase = wrap(file)
             async with await copy.files.open(source, "rb") as reader:
                 async for piece in reader:
-                    await asyncio.to_thread(writer.write, piece)
+                    copy.spend(len(piece))
+                    await writer.write(piece)
                     copy.moved(len(piece))
             os.fchmod(descriptor, info.mode & 0o777)
         os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
