@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from novasandbox.guest.files import FileEvent as FileEvent
     from novasandbox.guest.files import FileInfo as FileInfo
     from novasandbox.guest.files import Lost as Lost
+    from novasandbox.guest.launch import PtySize as PtySize
     from novasandbox.guest.process import ExecResult as ExecResult
     from novasandbox.guest.process import Output as Output
     from novasandbox.guest.process import Process as Process
     from novasandbox.guest.process import ProcessInfo as ProcessInfo
-    from novasandbox.guest.process import PtySize as PtySize
     from novasandbox.guest.transfer import Refused as Refused
 
 __version__ = "0.1.0"
@@ -57,7 +57,7 @@ _HOMES = {
     "Output": "guest.process",
     "Process": "guest.process",
     "ProcessInfo": "guest.process",
-    "PtySize": "guest.process",
+    "PtySize": "guest.launch",
     "Refused": "guest.transfer",
     "Sandbox": "core.sandbox",
     "SandboxConfig": "core.hypervisor",

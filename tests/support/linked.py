@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from novasandbox.guest.channel import Channel
-from novasandbox.guest.process import Launch, Process, Processes
+from novasandbox.guest.launch import Launch
+from novasandbox.guest.process import Process, Processes
 from novasandbox.guest.protocol import Frame, Op, Tag
 from novasandbox.guest.stream import Stream
 from support.peer import Connection, end, reply, state

@@ -22,7 +22,8 @@ from novasandbox.core.background import BackgroundLoop, background, in_new_threa
 from novasandbox.errors import FileError, InvalidConfig, InvalidRequest, SandboxNotFound
 from novasandbox.guest import files as guest_files
 from novasandbox.guest import process as guest_process
-from novasandbox.guest.process import Launch, Processes
+from novasandbox.guest.launch import Launch
+from novasandbox.guest.process import Processes
 from novasandbox.guest.protocol import Frame, Op, Tag
 from support.peer import Connection, Peer, data, end, record, reply, state
 

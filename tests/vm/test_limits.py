@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 from collections.abc import AsyncIterator
 
 import pytest
 
 from novasandbox import Sandbox
-from novasandbox.errors import FileError
+from novasandbox.errors import CommandNotStarted, FileError, OperationTimeout
 from waiting import until
 
 pytestmark = pytest.mark.vm
@@ -142,3 +143,38 @@ async def test_orphans_leave_no_zombie_and_no_lost_status(sandbox: Sandbox, coun
         return not any(line.startswith("Z") or "sleep 0.1" in line for line in states)
 
     await until(are_gone)
+
+
+async def test_who_stops_all_that_is_his_does_not_stop_the_agent(sandbox: Sandbox) -> None:
+    stopper = "import os, signal\nprint('on', flush=True)\nwhile True: os.kill(-1, signal.SIGSTOP)"
+    process = await sandbox.start(["python3", "-c", stopper], user="4321")
+    async for _ in process:
+        break
+    for _ in range(5):
+        with contextlib.suppress(OperationTimeout, CommandNotStarted):
+            await sandbox.exec(["true"], user="4321", timeout=1)
+        await _works(sandbox)
+    await process.kill()
+    await process.wait()
+
+
+async def test_a_lease_on_a_program_holds_no_one_else_up(sandbox: Sandbox) -> None:
+    lease = """
+import fcntl, os, shutil, signal, time
+signal.signal(signal.SIGIO, signal.SIG_IGN)
+shutil.copy('/bin/true', '/dev/shm/tool')
+fcntl.fcntl(os.open('/dev/shm/tool', os.O_RDONLY), fcntl.F_SETLEASE, fcntl.F_WRLCK)
+print('held', flush=True)
+time.sleep(100)
+"""
+    process = await sandbox.start(["python3", "-c", lease], user="4321")
+    async for output in process:
+        assert output.text == "held\n"
+        break
+    async with asyncio.timeout(30):
+        with pytest.raises(CommandNotStarted):
+            await sandbox.exec(["/dev/shm/tool"], user="4321")
+    await _works(sandbox)
+    await process.kill()
+    await process.wait()
+    await sandbox.files.remove("/dev/shm/tool")

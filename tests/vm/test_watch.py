@@ -56,6 +56,15 @@ async def test_folders_that_appear_are_watched_at_once(sandbox: Sandbox, watched
         assert "a/b/c/f" in seen.of(Change.MODIFIED)
 
 
+async def test_a_tree_as_deep_as_paths_go_is_watched(sandbox: Sandbox, watched: str) -> None:
+    dig = "import os\nos.chdir('watched')\nfor _ in range(1950): os.mkdir('d'); os.chdir('d')"
+    await sandbox.exec(["python3", "-c", dig], check=True)
+    async with sandbox.files.watching(watched) as watch:
+        bottom = "/".join(["d"] * 1950)
+        await sandbox.exec(f"touch watched/{bottom}/end", check=True)
+        await Seen(aiter(watch)).until(f"{bottom}/end", Change.CREATED)
+
+
 async def test_five_saves_by_rename_give_five_events(sandbox: Sandbox, watched: str) -> None:
     async with sandbox.files.watching(watched) as watch:
         save = "for i in 1 2 3 4 5; do echo $i > watched/.new; mv watched/.new watched/doc; done"

@@ -9,7 +9,7 @@ import time
 import tty
 from collections.abc import Iterator
 
-from novasandbox.guest.process import PtySize
+from novasandbox.guest.launch import PtySize
 
 ESCAPE = b"\x1d"  # Ctrl-]
 _TIMES = 3

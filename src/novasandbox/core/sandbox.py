@@ -19,18 +19,8 @@ from novasandbox.core.session import LocalSession, RemoteSession, Session
 from novasandbox.errors import GuestUnreachable, SandboxFailed, SandboxNotFound
 from novasandbox.guest.client import Guest, GuestMetrics
 from novasandbox.guest.files import Files
-from novasandbox.guest.process import (
-    DEFAULT_OUTPUT_LIMIT,
-    Command,
-    ExecResult,
-    Launch,
-    OnLimit,
-    Process,
-    Processes,
-    ProcessInfo,
-    PtySize,
-    argv,
-)
+from novasandbox.guest.launch import DEFAULT_OUTPUT_LIMIT, Command, Launch, OnLimit, PtySize, argv
+from novasandbox.guest.process import ExecResult, Process, Processes, ProcessInfo
 from novasandbox.guest.transfer import Refused, download, upload
 
 _KILL_DEADLINE = 30.0
@@ -411,15 +401,17 @@ class Sandbox:
         local: str | os.PathLike[str],
         *,
         progress: Callable[[int], None] | None = None,
+        max_bytes: int | None = None,
     ) -> _List[Refused]:
         """Copy a file or tree out of the sandbox; modes and links are kept.
 
-        progress: told the size of each piece, in bytes, when it has been copied.
+        progress: told the size of each piece, in bytes, when it has been copied. max_bytes:
+        raise OperationFailed when all files together have more; None: no limit.
 
         The guest is not trusted: nothing outside `local` is touched, whatever names and links
         it makes. Returns what was refused, and why.
         """
-        return await download(self.files, remote, local, progress)
+        return await download(self.files, remote, local, progress, max_bytes)
 
     # Its life.
 

@@ -20,13 +20,12 @@ from novasandbox.errors import (
 )
 from novasandbox.guest.channel import Channel
 from novasandbox.guest.frames import Fields, FieldValue, FrameError, encode_fields
-from novasandbox.guest.launch import DEFAULT_OUTPUT_LIMIT as DEFAULT_OUTPUT_LIMIT
-from novasandbox.guest.launch import Command as Command
-from novasandbox.guest.launch import Launch as Launch
-from novasandbox.guest.launch import OnLimit as OnLimit
-from novasandbox.guest.launch import PtySize as PtySize
-from novasandbox.guest.launch import Tail
-from novasandbox.guest.launch import argv as argv
+from novasandbox.guest.launch import (
+    DEFAULT_OUTPUT_LIMIT,
+    Launch,
+    OnLimit,
+    Tail,
+)
 from novasandbox.guest.protocol import MAX_PAYLOAD, MAX_STREAMS, STDERR, STDOUT, Errno, Op, Tag
 from novasandbox.guest.signals import SIGKILL, signal_name, signal_number
 from novasandbox.guest.stream import Reply, Stream
@@ -160,7 +159,8 @@ class Process:
         self._result: ExecResult | None = None
         # Without a reader its output would come to a stand, and then the process.
         loop = asyncio.get_running_loop()
-        weakref.finalize(self, _soon, loop, stream.detach).atexit = False
+        self._when_dropped = weakref.finalize(self, _soon, loop, stream.detach)
+        self._when_dropped.atexit = False
 
     def __repr__(self) -> str:
         return f"<Process {self.pid} {self.command[0]!r}>"
@@ -211,6 +211,8 @@ class Process:
     def _conclude(self, reply: Reply) -> ExecResult:
         out, err = self.collected()
         self._stream.release()
+        # Nothing is left to detach from, and waking the loop would cost 0.1 ms.
+        self._when_dropped.detach()
         if self._over_limit is not None:
             limit = self._tails[STDOUT].limit
             raise OutputLimitExceeded(

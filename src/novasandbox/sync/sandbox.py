@@ -14,14 +14,8 @@ from novasandbox.core.events import Event
 from novasandbox.core.hypervisor import DEFAULT_TIMEOUT, SandboxConfig, SandboxState
 from novasandbox.core.sandbox import Logs, Metrics, SandboxInfo
 from novasandbox.errors import NovaError
-from novasandbox.guest.process import (
-    DEFAULT_OUTPUT_LIMIT,
-    Command,
-    ExecResult,
-    OnLimit,
-    ProcessInfo,
-    PtySize,
-)
+from novasandbox.guest.launch import DEFAULT_OUTPUT_LIMIT, Command, OnLimit, PtySize
+from novasandbox.guest.process import ExecResult, ProcessInfo
 from novasandbox.guest.transfer import Refused
 from novasandbox.sync.files import Files
 from novasandbox.sync.handle import Handle
@@ -274,13 +268,17 @@ class Sandbox(Handle):
         local: str | os.PathLike[str],
         *,
         progress: Callable[[int], None] | None = None,
+        max_bytes: int | None = None,
     ) -> _List[Refused]:
         """Copy a file or tree out of the sandbox; modes and links are kept.
 
         The guest is not trusted: nothing outside `local` is touched, whatever names and links
-        it makes. Returns what was refused, and why. progress: as for `upload`.
+        it makes. Returns what was refused, and why. progress: as for `upload`. max_bytes: raise
+        OperationFailed when all files together have more; None: no limit.
         """
-        return self._call(lambda: self._sandbox.download(remote, local, progress=progress))
+        return self._call(
+            lambda: self._sandbox.download(remote, local, progress=progress, max_bytes=max_bytes)
+        )
 
     # Its life.
 
