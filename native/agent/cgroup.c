@@ -28,8 +28,9 @@ static uint64_t group_memory, group_processes;
 #define SPARE_MEMORY (24u << 20)
 #define SPARE_PROCESSES 64
 
+/* Not to wait, here and below: the guest's root may have mounted a FIFO over the file. */
 static bool write_at(int directory, const char *file, const char *text) {
-    int fd = openat(directory, file, O_WRONLY | O_CLOEXEC);
+    int fd = openat(directory, file, O_WRONLY | O_NONBLOCK | O_CLOEXEC);
     if (fd < 0) return false;
     bool written = write(fd, text, strlen(text)) == (ssize_t)strlen(text);
     close(fd);
@@ -118,7 +119,7 @@ bool cgroup_take(struct cgroup *cgroup) {
 
 static bool is_empty(const struct cgroup *cgroup) {
     char text[64];
-    int fd = openat(cgroup->fd, "cgroup.events", O_RDONLY | O_CLOEXEC);
+    int fd = openat(cgroup->fd, "cgroup.events", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
     ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
     if (fd >= 0) close(fd);
     if (n < 0) return true; /* it was removed, which only works when it is empty */
@@ -142,7 +143,7 @@ bool cgroup_give_back(struct cgroup *cgroup) {
 }
 
 static bool signal_each(const struct cgroup *cgroup, int signal) {
-    int fd = openat(cgroup->fd, "cgroup.procs", O_RDONLY | O_CLOEXEC);
+    int fd = openat(cgroup->fd, "cgroup.procs", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
     FILE *file = fd < 0 ? NULL : fdopen(fd, "r");
     if (file == NULL) {
         if (fd >= 0) close(fd);

@@ -91,7 +91,7 @@ static int add_entropy(struct fields request) {
         uint8_t bytes[MAX_ENTROPY];
     } pool = {(int)field.length * 8, (int)field.length, {0}};
     memcpy(pool.bytes, field.bytes, field.length);
-    int fd = open("/dev/urandom", O_WRONLY | O_CLOEXEC);
+    int fd = open("/dev/urandom", O_WRONLY | O_NONBLOCK | O_CLOEXEC);
     if (fd < 0) return errno;
     /* Mixed in alone, it would count only at the generator's next reseeding, a minute later:
      * until then all clones of one snapshot would draw the same numbers. */

@@ -37,8 +37,10 @@ void processes_each(void (*visit)(struct process *process, void *with), void *wi
 }
 
 bool process_signal_tree(struct process *process, int signal) {
-    if (cgroup_signal(&process->cgroup, signal)) return true;
-    return process->running && kill(process->pid, signal) == 0;
+    bool reached = cgroup_signal(&process->cgroup, signal);
+    /* Root can leave its control group, and killing an empty one succeeds. */
+    if (process->running && (!reached || signal == SIGKILL)) reached = kill(process->pid, signal) == 0 || reached;
+    return reached;
 }
 
 static bool is_done(const struct pull *pull) {

@@ -12,7 +12,7 @@
 #define NONCE_SIZE 16
 #define DEFAULT_WINDOW 262144
 #define MIN_WINDOW 16384
-#define MAX_WINDOW 1048576
+#define MAX_WINDOW 4194304
 #define MAX_STREAMS 1024
 #define MAX_FINISHED 64
 #define PORT_NAME "org.novasandbox.agent"

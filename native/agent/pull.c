@@ -55,6 +55,12 @@ static void pull_some(struct pull *pull) {
         if (pull->state == PULL_LAST && room > pull->left) room = pull->left;
         ssize_t n = read(pull->source.fd, space, room);
         if (n < 0 && errno == EINTR) continue;
+        if (n < 0 && errno == EAGAIN && pull->state == PULL_LAST && pull->left != SIZE_MAX) {
+            /* A descendant has read what was counted: its user's pipe can be opened again. */
+            pull_discard(pull);
+            process_settle(pull->process);
+            return;
+        }
         if (n < 0 && errno == EAGAIN) break;
         if (n <= 0) { /* a terminal whose last user is gone says EIO */
             close_pull(pull);

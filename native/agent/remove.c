@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -73,6 +74,8 @@ static int remove_tree(struct stream *stream, const struct user *user, const cha
         return errno;
     }
     if (pid == 0) {
+        /* Its copies of pipes and sockets would keep others from seeing their end. */
+        syscall(SYS_close_range, STDERR_FILENO + 1, UINT_MAX, 0);
         if (raw_setgroups(user->group_count, user->groups) != 0 || raw_setresgid(user->gid) != 0
             || raw_setresuid(user->uid) != 0) _exit(errno);
         struct stat status;

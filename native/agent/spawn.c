@@ -2,11 +2,13 @@
 #include "spawn.h"
 
 #include "log.h"
+#include "loop.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/sched.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -16,9 +18,13 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #define CHILD_UMASK 022
+/* How long a program may take to start, and how often its child is looked at meanwhile. */
+#define START_US 10000000
+#define STEP_MS 20
 
 static struct rlimit open_files;
 /* One child at a time: the agent sleeps until its exec. */
@@ -43,7 +49,7 @@ const char *stage_name(enum stage stage) {
 }
 
 /* clone3 whose child goes on in `run` on a stack of its own, sharing all memory with the agent,
- * which stands still until the child executes a program or exits (CLONE_VFORK). */
+ * which does nothing but wait until the child executes a program or exits. */
 static long clone_onto(struct clone_args *arguments, void (*run)(struct spawn *), struct spawn *spawn) {
 #if defined(__x86_64__)
     long result;
@@ -111,7 +117,7 @@ static int is_program(const char *path) {
 }
 
 /* Done before the last change of ids and not by trying execve on each path: from that change on
- * until its exec the child is the user's to stop, and the agent would stand still with it. */
+ * until its exec the child is the user's to stop, and the agent would wait for it. */
 static const char *find_program(struct spawn *spawn, char *path) {
     const char *name = spawn->argv[0];
     if (strchr(name, '/') != NULL) return name;
@@ -149,9 +155,26 @@ static void child(struct spawn *spawn) {
     give_up(spawn, STAGE_EXEC, errno);
 }
 
+/* False: it was killed, for it took too long. Not left to CLONE_VFORK, whose wait has no end: the
+ * user may stop the child, and holds its exec up with a lease on the program. Errno is the child's
+ * too, so nothing here may fail. */
+static bool wait_for_exec(int alive, pid_t pid) {
+    struct pollfd end = {.fd = alive};
+    uint64_t deadline = monotonic_us() + START_US;
+    bool in_time = true;
+    while (poll(&end, 1, STEP_MS) == 0) {
+        siginfo_t stopped = {.si_pid = 0};
+        if (waitid(P_PID, (id_t)pid, &stopped, WSTOPPED | WNOHANG) == 0 && stopped.si_pid == pid) kill(pid, SIGCONT);
+        if (!in_time || monotonic_us() < deadline) continue;
+        in_time = false;
+        kill(pid, SIGKILL);
+    }
+    return in_time;
+}
+
 pid_t spawn(struct spawn *spawn) {
     struct clone_args arguments = {
-        .flags = CLONE_VM | CLONE_VFORK,
+        .flags = CLONE_VM,
         .exit_signal = SIGCHLD,
         .stack = (uintptr_t)child_stack,
         .stack_size = sizeof child_stack,
@@ -161,11 +184,21 @@ pid_t spawn(struct spawn *spawn) {
         arguments.cgroup = (uint64_t)spawn->cgroup;
     }
     spawn->error = 0;
-    long pid = clone_onto(&arguments, child, spawn);
-    /* The child wrote to `spawn` behind the compiler's back; the asm's memory clobber says so. */
-    if (pid < 0) {
-        spawn->stage = STAGE_FORK;
-        spawn->error = (int)-pid;
+    spawn->stage = STAGE_FORK;
+    int alive[2]; /* exec, after it has left our memory, and exit close the child's end */
+    if (pipe2(alive, O_CLOEXEC) != 0) {
+        spawn->error = errno;
+        return -1;
     }
+    long pid = clone_onto(&arguments, child, spawn);
+    close(alive[1]);
+    /* The child writes to `spawn` behind the compiler's back; the asm's memory clobber says so. */
+    if (pid < 0) {
+        spawn->error = (int)-pid;
+    } else if (!wait_for_exec(alive[0], (pid_t)pid)) {
+        spawn->stage = STAGE_EXEC;
+        spawn->error = ETIMEDOUT;
+    }
+    close(alive[0]);
     return spawn->error != 0 ? -1 : (pid_t)pid;
 }

@@ -1,4 +1,4 @@
-/* Starting a program, at the price of a vfork. */
+/* Starting a program, at about the price of a vfork. */
 #pragma once
 
 #include "user.h"

@@ -124,6 +124,14 @@ static void end(struct watch *watch) {
     stream_reply(watch->stream, 0, NULL);
 }
 
+static void room(struct stream *stream) {
+    struct watch *watch = stream->work;
+    uint8_t bytes[32];
+    struct builder record = {bytes, 0, sizeof bytes, false};
+    put_number(&record, TAG_LOST, 1);
+    if (watch->lost && stream_record(stream, &record)) watch->lost = false;
+}
+
 static void ready(struct source *source, uint32_t events) {
     (void)events;
     struct watch *watch = container(source, struct watch, inotify);
@@ -138,14 +146,8 @@ static void ready(struct source *source, uint32_t events) {
         forget_moved(watch, NULL);
         watched_forget_found(&watch->watched);
     }
-}
-
-static void room(struct stream *stream) {
-    struct watch *watch = stream->work;
-    uint8_t bytes[32];
-    struct builder record = {bytes, 0, sizeof bytes, false};
-    put_number(&record, TAG_LOST, 1);
-    if (watch->lost && stream_record(stream, &record)) watch->lost = false;
+    /* No further event may come to say it with. */
+    room(watch->stream);
 }
 
 static int begin(struct watch *watch, struct fields request) {

@@ -68,15 +68,15 @@ static bool is_directory(const char *root, const char *name, const struct dirent
     return full_path(path, root, name) == 0 && lstat(path, &status) == 0 && S_ISDIR(status.st_mode);
 }
 
-/* Watched before it is read: what appears in between is told twice and counted once. */
-int watched_add_tree(struct watched *watched, int inotify, const char *root, const char *name, uint32_t events,
-                     void (*found)(void *with, const char *name, bool is_directory), void *with) {
+/* Reads one directory and watches those in it, whose turn comes later. */
+static int scan(struct watched *watched, int inotify, const char *root, const char *name, uint32_t events,
+                void (*found)(void *with, const char *name, bool is_directory), void *with) {
     char path[PATH_MAX];
-    int error = watched_add(watched, inotify, root, name, events);
-    if (error == ENOENT || error == ENOTDIR) return *name == 0 ? error : 0; /* gone again */
-    if (error == 0) error = full_path(path, root, name);
-    DIR *directory = error == 0 ? opendir(path) : NULL;
-    if (directory == NULL) return error != 0 ? error : errno == ENOENT || errno == ENOTDIR ? 0 : errno;
+    int error = full_path(path, root, name);
+    if (error != 0) return error;
+    DIR *directory = opendir(path);
+    /* Gone again; or the user cannot look into it either way. */
+    if (directory == NULL) return errno == ENOENT || errno == ENOTDIR || errno == EACCES ? 0 : errno;
     for (struct dirent *entry; error == 0 && (entry = readdir(directory)) != NULL;) {
         if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0) continue;
         char below[PATH_MAX];
@@ -86,10 +86,29 @@ int watched_add_tree(struct watched *watched, int inotify, const char *root, con
             found(with, below, descend);
             note_found(watched, below);
         }
-        if (descend) error = watched_add_tree(watched, inotify, root, below, events, found, with);
-        if (error == EACCES) error = 0; /* the user cannot look into it either way */
+        if (descend) error = watched_add(watched, inotify, root, below, events);
+        if (error == EACCES || error == ENOENT || error == ENOTDIR) error = 0;
     }
     closedir(directory);
+    return error;
+}
+
+/* Watched before it is read: what appears in between is told twice and counted once. Level by
+ * level and without recursion, which a tree of the guest's making could drive through the stack;
+ * what is watched already (a mount can put a directory into itself) is not read again. */
+int watched_add_tree(struct watched *watched, int inotify, const char *root, const char *name, uint32_t events,
+                     void (*found)(void *with, const char *name, bool is_directory), void *with) {
+    size_t next = watched->count;
+    int error = watched_add(watched, inotify, root, name, events);
+    if (error == ENOENT || error == ENOTDIR) return *name == 0 ? error : 0; /* gone again */
+    if (error != 0) return error;
+    /* The first may have been watched already and not be the last of them. */
+    if (next == watched->count) error = scan(watched, inotify, root, name, events, found, with);
+    while (error == 0 && next < watched->count) {
+        char at[PATH_MAX]; /* another name may take the place of this one meanwhile */
+        snprintf(at, sizeof at, "%s", watched->directories[next++].name);
+        error = scan(watched, inotify, root, at, events, found, with);
+    }
     return error;
 }
 

@@ -131,12 +131,15 @@ static void close_writing(struct writing *writing) {
     writing->fd = writing->directory = -1;
 }
 
-/* Leaves everything as it was before. */
+/* Leaves everything as it was before. What the user made is removed with his rights: another
+ * one's file may be in its place by now. */
 static void undo(struct writing *writing) {
     if (writing->fd < 0) return;
+    if (!writing->replaces) user_enter(&writing->user);
     if (writing->temporary[0] != 0) unlinkat(writing->directory, writing->temporary, 0);
     else if (writing->created) unlinkat(writing->directory, writing->name, 0);
     else if (writing->old_size >= 0 && ftruncate(writing->fd, writing->old_size) != 0) writing->old_size = -1;
+    if (!writing->replaces) user_leave(&writing->user);
     close_writing(writing);
 }
 

@@ -54,6 +54,9 @@ struct log *log_open(const char *path, int source_fd)
 	if (l == NULL)
 		failed("log", ENOMEM, "%s", path);
 	l->source = source_fd;
+	/* Where there is no room, /proc lets the program read its own pipe empty
+	 * between our poll and our read, which must not wait for more. */
+	fcntl(source_fd, F_SETFL, O_NONBLOCK);
 	l->dir = -1;
 	if (strncmp(path, "fd:", 3) == 0)
 		l->fd = atoi(path + 3);
@@ -159,7 +162,6 @@ bool log_copy(struct log *l)
  * without a pid namespace something may still be writing. */
 void log_drain(struct log *l)
 {
-	fcntl(l->source, F_SETFL, O_NONBLOCK);
 	for (size_t before = l->total, at = 0; l->total - before < DRAINED; at = l->total)
 		if (!log_copy(l) || l->total == at)
 			return;

@@ -14,12 +14,16 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+static struct rlimit first_nofile; /* before the program's own limit is set */
+
 void limits_apply(const struct options *o)
 {
 	/* 1, not 0: a core_pattern that is a pipe ignores 0 and takes 1 as "never",
 	 * and guest memory must not reach the host's crash collector. */
 	struct rlimit no_core = {1, 1};
 
+	if (getrlimit(RLIMIT_NOFILE, &first_nofile) != 0)
+		failed("rlimit", errno, "getrlimit nofile");
 	if (setrlimit(RLIMIT_CORE, &no_core) != 0)
 		reduced("core", errno, "RLIMIT_CORE");
 	for (size_t i = 0; i < o->limits_len; i++) {
@@ -140,8 +144,8 @@ void supervisor_privileges_drop(const struct options *o)
 		kept |= 1u << CAP_KILL;
 	if (o->cgroups_len > 0 && has_capability(CAP_DAC_OVERRIDE))
 		kept |= 1u << CAP_DAC_OVERRIDE;
-	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-	set_capabilities(kept);
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 || set_capabilities(kept) != 0)
+		reduced("supervisor", errno, "it keeps the privileges it was started with");
 }
 
 static int ascending(const void *a, const void *b)
@@ -155,12 +159,10 @@ static void close_span(unsigned first, unsigned last)
 {
 	if (first > last || syscall(SYS_close_range, first, last, 0) == 0)
 		return;
-	/* Before Linux 5.9. The limit may have been lowered since a descriptor was
-	 * opened, but never below the hard limit it was opened under. */
-	struct rlimit nofile;
-	if (getrlimit(RLIMIT_NOFILE, &nofile) != 0 || nofile.rlim_max > 1 << 20)
-		nofile.rlim_max = 1 << 20;
-	for (unsigned fd = first; fd <= last && fd < nofile.rlim_max; fd++)
+	/* Before Linux 5.9. Not up to the limit of now, which is the program's: what
+	 * is to be closed was opened under the one that we came with. */
+	rlim_t end = first_nofile.rlim_max < 1 << 20 ? first_nofile.rlim_max : 1 << 20;
+	for (unsigned fd = first; fd <= last && fd < end; fd++)
 		close((int)fd);
 }
 

@@ -162,6 +162,16 @@ static void check_ioctl(struct program *p)
 	STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
 }
 
+/* Out of the signal that comes when the supervisor dies. */
+static void check_prctl(struct program *p)
+{
+	JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_prctl, 0, 4);
+	STMT(BPF_LD | BPF_W | BPF_ABS, ARG_LOW(0));
+	JUMP(BPF_JMP | BPF_JEQ | BPF_K, PR_SET_PDEATHSIG, 0, 1);
+	STMT(BPF_RET | BPF_K, DENY);
+	STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+}
+
 void seccomp_install(const struct options *o)
 {
 	static struct program program;
@@ -171,6 +181,7 @@ void seccomp_install(const struct options *o)
 	check_sockets(p);
 	check_clone(p, o->allow_fork);
 	check_ioctl(p);
+	check_prctl(p);
 	/* All the calls that are only denied: one jump each to the common answer. */
 	size_t len = sizeof denied / sizeof *denied;
 	for (size_t i = 0; i < len; i++)

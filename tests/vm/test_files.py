@@ -225,25 +225,25 @@ async def test_writing_to_a_link_writes_where_it_leads(sandbox: Sandbox) -> None
 
 async def test_what_is_there_is_told_and_changed(sandbox: Sandbox) -> None:
     files = sandbox.files
-    await files.mkdir("tree/sub")
-    await files.mkdir("tree/sub")
-    await files.write("tree/sub/file", "12345")
-    await files.symlink("tree/dead", "nowhere")
-    await files.chmod("tree/sub/file", 0o640)
-    await files.utime("tree/sub/file", 1_000_000_000.5)
-    info = await files.stat("tree/sub/file")
+    await files.mkdir("told/sub")
+    await files.mkdir("told/sub")
+    await files.write("told/sub/file", "12345")
+    await files.symlink("told/dead", "nowhere")
+    await files.chmod("told/sub/file", 0o640)
+    await files.utime("told/sub/file", 1_000_000_000.5)
+    info = await files.stat("told/sub/file")
     assert (info.kind, info.size, info.mode, info.uid) == ("file", 5, 0o640, 1000)
     assert info.modified == 1_000_000_000.5
-    dead, sub = await files.list("tree")
+    dead, sub = await files.list("told")
     assert (dead.kind, dead.target, sub.kind) == ("link", "nowhere", "directory")
-    assert not await files.exists("tree/dead")
-    assert await files.exists("tree/dead", follow=False)
-    await files.truncate("tree/sub/file", 2)
-    assert await files.read("tree/sub/file") == b"12"
-    await files.rename("tree/sub", "tree/moved")
-    assert not await files.exists("tree/sub/file")
-    await files.remove("tree", recursive=True)
-    assert not await files.exists("tree", follow=False)
+    assert not await files.exists("told/dead")
+    assert await files.exists("told/dead", follow=False)
+    await files.truncate("told/sub/file", 2)
+    assert await files.read("told/sub/file") == b"12"
+    await files.rename("told/sub", "told/moved")
+    assert not await files.exists("told/sub/file")
+    await files.remove("told", recursive=True)
+    assert not await files.exists("told", follow=False)
 
 
 async def test_a_recursive_removal_does_not_follow_links(sandbox: Sandbox) -> None:

@@ -23,6 +23,7 @@
 #include <sys/ipc.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/resource.h>
 #include <sys/shm.h>
@@ -334,6 +335,8 @@ static int open_many_files(void)
 	return e;
 }
 
+static int outlive_supervisor(void) { return CALL(prctl(PR_SET_PDEATHSIG, 0)); }
+
 static const struct attempt {
 	const char *name;
 	int (*try)(void);
@@ -358,7 +361,7 @@ static const struct attempt {
 	A(read_kernel_log), AP(swap_on, ENOENT), A(adjust_clock), A(watch_file_system), AP(ask_quota, EINVAL),
 	A(change_personality), A(rename_host), AP(type_into_terminal, ENOTTY), AP(move_pipe_pages, EAGAIN), A(dump_core),
 	A(open_many_files), A(take_capabilities), A(drop_groups), A(become_root_group), A(become_root),
-	A(new_user_namespace), A(new_mount_namespace),
+	A(new_user_namespace), A(new_mount_namespace), A(outlive_supervisor),
 };
 
 static void try_all(void)
