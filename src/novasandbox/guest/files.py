@@ -318,13 +318,21 @@ class GuestFile:
         """
         if self._writing:
             raise InvalidConfig("the file is open for writing")
+        output = self._stream.outputs[STDOUT]
         while size < 0 or self._have < size:
-            piece = await self._stream.outputs[STDOUT].read()
+            if not output.held:
+                await output.wait_for(self._wanted(size))
+            piece = await output.read()
             if not piece:
                 self._files.check(await self._stream.result(), "read", self._path)
                 break
             self._keep(piece)
         return self._take(self._have if size < 0 else min(size, self._have))
+
+    def _wanted(self, size: int) -> int:
+        """How many bytes are worth waking up for; one too many is, to tell it at once."""
+        wanted = _READ_SIZE if size < 0 else size - self._have
+        return wanted if self._room is None else min(wanted, self._room + 1)
 
     def _keep(self, piece: bytes) -> None:
         if self._room is not None:

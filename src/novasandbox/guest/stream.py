@@ -70,6 +70,7 @@ class Receiver:
         self.limit = window
         self.lost = 0
         self.ended = False
+        self._enough = 1
 
     def feed(self, offset: int, data: bytes) -> None:
         """Take bytes from the guest. Raises FrameError when they break the credit."""
@@ -85,7 +86,8 @@ class Receiver:
             self._consume(len(data))
             return
         self._keep(data)
-        self._stream.output_ready.set()
+        if self.held >= self._enough:
+            self._stream.output_ready.set()
 
     def _keep(self, data: bytes) -> None:
         """Hold `data`; small pieces are joined, so that a byte costs about a byte."""
@@ -123,6 +125,23 @@ class Receiver:
         self._sink = sink
         while sink is not None and self._pieces:
             sink(self.take())
+
+    @property
+    def held(self) -> int:
+        """How many bytes are there that nobody has read."""
+        return self.received - self.consumed
+
+    async def wait_for(self, size: int) -> None:
+        """Wait until `size` bytes are there, or half a window, or the end.
+
+        For who wants many: waking a task for each frame takes longer than the frame itself.
+        """
+        self._enough = min(size, self._window // 2)
+        try:
+            while self.held < self._enough and not self.ended:
+                await self._stream.wait_for_output()
+        finally:
+            self._enough = 1
 
     async def read(self) -> bytes:
         """The next bytes, of any number; empty at the end. Raises what ended the stream."""
