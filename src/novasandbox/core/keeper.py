@@ -313,7 +313,8 @@ def _start() -> None:
     _started.append(process)
     os.close(write_end)
     with open(read_end, "rb", buffering=0) as pipe:
-        if not pipe.read(1) and process.wait() != 0:
+        # One that was killed meanwhile says nothing against the next.
+        if not pipe.read(1) and process.wait() > 0:
             raise Unavailable(
                 "the keeper of detached sandboxes did not start",
                 fix=f"Its log: {run_dir() / '.keeper.log'}",
