@@ -91,7 +91,9 @@ class Keeper:
             lambda: _Caller(self), sock=sockets.listen(_socket_path())
         )
         if ready is not None:
-            os.write(ready, b"1")
+            # Who started us may be gone already.
+            with contextlib.suppress(BrokenPipeError):
+                os.write(ready, b"1")
             os.close(ready)
         await self.adopt_orphans()
         self._rest()
@@ -315,9 +317,12 @@ def _start() -> None:
     with open(read_end, "rb", buffering=0) as pipe:
         # One that was killed meanwhile says nothing against the next.
         if not pipe.read(1) and process.wait() > 0:
+            log_path = run_dir() / ".keeper.log"
+            lines = log_path.read_text(errors="replace")[-2000:].strip().splitlines()
             raise Unavailable(
                 "the keeper of detached sandboxes did not start",
-                fix=f"Its log: {run_dir() / '.keeper.log'}",
+                why=lines[-1] if lines else None,
+                fix=f"Its log: {log_path}",
             )
 
 
