@@ -289,3 +289,4 @@ async def test_a_keeper_killed_in_the_middle_of_a_pause_loses_nothing(
         assert found.state is SandboxState.RUNNING
         assert (await found.exec("echo on")).stdout == "on\n"
         await found.kill()
+    await sandbox.close()
