@@ -144,6 +144,7 @@ def _open_standard_descriptors() -> None:
         except OSError:
             # The lowest free number is taken, which is this one.
             os.open(os.devnull, os.O_RDWR)
+    # Open as long as the program runs, as the ones they stand for.
     sys.stdin = sys.stdin or open(0)  # noqa: SIM115
     sys.stdout = sys.stdout or open(1, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(2, "w")  # noqa: SIM115

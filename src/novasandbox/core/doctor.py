@@ -79,7 +79,7 @@ async def _provider(name: str) -> tuple[Probe, list[Finding]]:
         provider = provider_choice.load(name)
         probe = await provider.probe()
         return probe, await asyncio.to_thread(provider.findings)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001  (a third party's provider may raise anything)
         finding = Finding(f"provider {name}", "fail", f"it cannot be asked: {error}")
         return Probe(False, str(error)), [finding]
 
