@@ -20,6 +20,9 @@
 #include <unistd.h>
 
 #define MAX_MORE (4u << 20)
+/* Nobody can do anything with the STATE of a program without input: where it ends soon, all that
+ * is to be said of it wakes the host once and not three times. */
+#define STATE_DELAY_US 20000
 
 /* The ends of a process's descriptors: ours, and its own. */
 struct ends {
@@ -166,7 +169,9 @@ static void launch(struct process *process, struct fields request) {
     uint64_t timeout_ms = fields_number(request, TAG_TIMEOUT, 0);
     process->timeout.fire = timed_out;
     if (timeout_ms > 0) timer_set(&process->timeout, timeout_ms < UINT32_MAX ? timeout_ms * 1000 : UINT64_MAX / 4);
-    stream_accept(stream);
+    if (terminal || process->background || stream->input_open) return stream_accept(stream);
+    stream->state_due = true;
+    process_report_soon(process, STATE_DELAY_US);
 }
 
 static int start(struct stream *stream, struct fields request) {

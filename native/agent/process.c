@@ -43,6 +43,21 @@ bool process_signal_tree(struct process *process, int signal) {
     return reached;
 }
 
+static void report(struct timer *timer) {
+    struct process *process = container(timer, struct process, report);
+    if (process->stream == NULL) return;
+    for (int i = 0; i < 2; i++) {
+        const struct pull *pull = &process->pull[i];
+        if (pull->channel != 0 && pull->state == PULL_CLOSED) stream_end_output(process->stream, pull->channel);
+    }
+    stream_schedule(process->stream);
+}
+
+void process_report_soon(struct process *process, uint64_t delay_us) {
+    process->report.fire = report;
+    timer_set(&process->report, delay_us);
+}
+
 static bool is_done(const struct pull *pull) {
     return pull->state == PULL_CLOSED || pull->state == PULL_DISCARD;
 }
@@ -64,6 +79,7 @@ static void sweep(struct timer *timer) {
         if (process->stream != NULL || !is_empty || !is_closed) continue;
         list_remove(&process->all);
         timer_stop(&process->settle);
+        timer_stop(&process->report);
         free(process);
     }
 }

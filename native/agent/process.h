@@ -26,7 +26,7 @@ struct process {
     struct ring pending;
     bool input_ended;
     bool is_terminal; /* a PTY, whose master is pull[0]'s descriptor */
-    struct timer timeout, settle;
+    struct timer timeout, settle, report;
 
     uint8_t *more; /* the request's fields, while channel 0 still brings some */
     size_t more_length, more_size;
@@ -57,6 +57,8 @@ void feed_close(struct process *process);
 struct process *process_make(struct stream *stream);
 struct process *process_of(uint32_t stream);
 bool process_signal_tree(struct process *process, int signal);
+/* What can be told leaves with what follows it, or after that time. */
+void process_report_soon(struct process *process, uint64_t delay_us);
 /* Answers as soon as all output is there. */
 void process_settle(struct process *process);
 void processes_sweep(void);

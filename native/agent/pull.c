@@ -9,6 +9,8 @@
 #define TURN 65536
 /* What a process wrote to a terminal reaches the master's side through a kernel worker. */
 #define SETTLE_US 20000
+/* A program that exits closes its output a moment before it is gone. */
+#define FAREWELL_US 2000
 
 static uint8_t scrap[TURN];
 
@@ -64,7 +66,7 @@ static void pull_some(struct pull *pull) {
         if (n < 0 && errno == EAGAIN) break;
         if (n <= 0) { /* a terminal whose last user is gone says EIO */
             close_pull(pull);
-            end_channel(pull);
+            process_report_soon(pull->process, FAREWELL_US);
             process_settle(pull->process);
             return;
         }

@@ -308,7 +308,8 @@ class Stream:
 
     async def started(self) -> Fields | None:
         """STATE's fields once the guest took the request; None if it ended before that."""
-        await asyncio.wait((self.state, self.reply), return_when=asyncio.FIRST_COMPLETED)
+        if not self.state.done() and not self.reply.done():
+            await asyncio.wait((self.state, self.reply), return_when=asyncio.FIRST_COMPLETED)
         if self.state.done():
             return self.state.result()
         self.reply.result()
@@ -316,7 +317,9 @@ class Stream:
 
     async def result(self) -> Reply:
         """The reply, once it is there. Raises what ended the stream from outside."""
-        await asyncio.wait((self.reply,))
+        # Even for one that is done, asyncio.wait goes around the loop twice.
+        if not self.reply.done():
+            await asyncio.wait((self.reply,))
         return self.reply.result()
 
     async def read(self) -> tuple[int, bytes] | None:
