@@ -25,7 +25,7 @@ from novasandbox.core.holder import Holder
 from novasandbox.core.home import home, run_dir
 from novasandbox.core.hypervisor import SandboxConfig
 from novasandbox.core.registry import Record
-from novasandbox.errors import InvalidRequest, NovaError, Unavailable
+from novasandbox.errors import InvalidRequest, NovaError, OutcomeUnknown, Unavailable
 from novasandbox.guest.frames import (
     Fields,
     FrameError,
@@ -252,8 +252,11 @@ async def ensure_keeper(*, adopt: str | None = None) -> None:
     channel = RemoteChannel(_dial_keeper, holder=os.urandom(16))
     await channel.open(_START_DEADLINE)
     try:
-        if adopt is not None:
-            await call(channel, "adopt")
+        while adopt is not None:
+            # One that dies while it is asked is followed by another; asking twice does no harm.
+            with contextlib.suppress(OutcomeUnknown):
+                await call(channel, "adopt")
+                return
     finally:
         await channel.close()
 
