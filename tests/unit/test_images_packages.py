@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import subprocess
 
 import pytest
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from novasandbox.images.apt import Release
 from novasandbox.images.debversion import version_key
 from novasandbox.images.packages import BadIndex, Index, Package, Unsatisfiable
+from support.tools import on_linux, tool
 
 VERSIONS = st.from_regex(
     r"([0-9]:)?[0-9][a-zA-Z0-9.+~]{0,8}(-[a-zA-Z0-9.+~]{1,5})?", fullmatch=True
@@ -37,11 +37,11 @@ def test_versions_are_ordered_as_debian_orders_them(older: str, newer: str) -> N
     assert version_key(older) < version_key(newer)
 
 
-@pytest.mark.skipif(not shutil.which("dpkg"), reason="dpkg is not here to compare with")
+@on_linux
 @settings(max_examples=40, deadline=None)
 @given(VERSIONS, VERSIONS)
 def test_versions_are_ordered_as_dpkg_orders_them(one: str, other: str) -> None:
-    command = ["dpkg", "--compare-versions", one, "lt", other]
+    command = [tool("dpkg", "dpkg"), "--compare-versions", one, "lt", other]
     assert (version_key(one) < version_key(other)) == (
         subprocess.run(command, capture_output=True).returncode == 0
     )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +11,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from debian_archive import FakeArchive, deb
+from novasandbox import native
 from novasandbox.images import bytecode, ldcache
 from novasandbox.images.configure import configure
 from novasandbox.images.packages import Package
 from novasandbox.images.unpack import BadTree, Tree, prepare, unpack
+from support.tools import on_linux, tool
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -89,10 +89,10 @@ def test_links_in_a_circle_are_refused(tmp_path: Path) -> None:
         unpacked(tmp_path, {"a": "b", "b": "a", "a/x": b"1"})
 
 
-@pytest.mark.skipif(not shutil.which("dpkg-query"), reason="dpkg is not here")
+@on_linux
 def test_dpkg_sees_the_packages_as_installed(tmp_path: Path) -> None:
     tree = unpacked(tmp_path, {"usr/bin/tool": b"#!"})
-    command = ["dpkg-query", "--admindir", str(tree.root / "var/lib/dpkg")]
+    command = [tool("dpkg-query", "dpkg"), "--admindir", str(tree.root / "var/lib/dpkg")]
     shown = subprocess.run([*command, "-W"], capture_output=True, text=True, check=True)
     assert shown.stdout == "tool:amd64\t1\n"
     owner = subprocess.run([*command, "-S", "/usr/bin/tool"], capture_output=True, text=True)
@@ -134,23 +134,26 @@ def test_a_configured_root_has_what_the_packages_scripts_would_make(tmp_path: Pa
     assert tree.path("etc/ld.so.cache").read_bytes().startswith(b"glibc-ld.so.cache1.1")
 
 
-@pytest.mark.skipif(not shutil.which("ldconfig"), reason="glibc's ldconfig is not here")
+@on_linux
 def test_glibc_reads_the_cache_of_libraries(tmp_path: Path) -> None:
     names = [f"lib{name}.so.{number}" for name in "abc-z_" for number in (1, 9, 10)]
     cache = tmp_path / "cache"
     cache.write_bytes(ldcache.encode({name: f"/usr/lib/{name}" for name in names}, "x86_64"))
     shown = subprocess.run(
-        ["ldconfig", "-p", "-C", str(cache)], capture_output=True, text=True, check=True
+        [tool("ldconfig", "libc-bin"), "-p", "-C", str(cache)],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     assert [f"{name} (libc6,x86-64) => /usr/lib/{name}" in shown for name in names] == [True] * 18
 
 
+@on_linux
 def test_libraries_are_found_by_their_own_names(tmp_path: Path) -> None:
-    source = next(Path("/").glob("usr/lib/*-linux-gnu/libz.so.1.*"), None)
-    if source is None or sys.platform != "linux" or struct.calcsize("P") != 8:
-        pytest.skip("no libz of this machine's to try with")
-    folder = f"usr/lib/{source.parent.name}"
-    arch = source.parent.name.removesuffix("-linux-gnu")
+    arch = native.host_arch()
+    folder = f"usr/lib/{arch}-linux-gnu"
+    source = next(Path("/", folder).glob("libz.so.1.*"), None)
+    assert source is not None, "libz is missing: apt-get install zlib1g"
     tree = unpacked(tmp_path, {f"{folder}/{source.name}": source.read_bytes()})
     ldcache.write(tree, arch)
     assert str(tree.path(f"{folder}/libz.so.1").readlink()) == source.name
