@@ -104,12 +104,14 @@ class Steps:
         environment: Mapping[str, str] | None,
     ) -> tuple[int, list[str]]:
         self._log.parent.mkdir(parents=True, exist_ok=True)
+        # Into a pipe, Python would print its lines after the reason that it fails with.
+        ordered = {"PYTHONUNBUFFERED": "1"}
         popen = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, **ordered, **(environment or {})},
         )
         with popen as process, self._log.open("a", encoding="utf-8") as log:
             log.write(f"$ {' '.join(command)}\n")
