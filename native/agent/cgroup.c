@@ -92,13 +92,15 @@ void cgroup_open(uint64_t reserve) {
 bool cgroup_is_open(void) { return nova >= 0; }
 
 /* A directory is used again once it is empty: making, populating and removing one costs as much as
- * starting a small program. */
+ * starting a small program. Not so after cgroup.kill: some kernels (Debian's 6.1.176) kill whatever
+ * is cloned into one that was ever killed. */
 static struct cgroup unused[MAX_UNUSED];
 static size_t unused_count;
 
 bool cgroup_take(struct cgroup *cgroup) {
     static uint32_t last;
     cgroup->fd = -1;
+    cgroup->was_killed = false;
     if (nova < 0) return false;
     while (unused_count > 0) {
         *cgroup = unused[--unused_count];
@@ -130,7 +132,7 @@ static bool is_empty(const struct cgroup *cgroup) {
 bool cgroup_give_back(struct cgroup *cgroup) {
     if (cgroup->fd < 0) return true;
     if (!is_empty(cgroup)) return false;
-    if (unused_count < MAX_UNUSED) {
+    if (!cgroup->was_killed && unused_count < MAX_UNUSED) {
         unused[unused_count++] = *cgroup;
     } else {
         char name[16];
@@ -158,10 +160,13 @@ static bool signal_each(const struct cgroup *cgroup, int signal) {
     return any;
 }
 
-bool cgroup_signal(const struct cgroup *cgroup, int signal) {
+bool cgroup_signal(struct cgroup *cgroup, int signal) {
     if (cgroup->fd < 0) return false;
     if (signal != SIGKILL) return signal_each(cgroup, signal);
-    if (write_at(cgroup->fd, "cgroup.kill", "1")) return true;
+    if (write_at(cgroup->fd, "cgroup.kill", "1")) {
+        cgroup->was_killed = true;
+        return true;
+    }
     /* Before Linux 5.14: frozen, the processes cannot fork away from the list. */
     write_at(cgroup->fd, "cgroup.freeze", "1");
     bool any = false;

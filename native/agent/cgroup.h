@@ -7,6 +7,7 @@
 struct cgroup {
     uint32_t name;
     int fd; /* its directory; -1: there is none */
+    bool was_killed;
 };
 
 /* Bounds memory to all that is free now but `reserve` bytes. */
@@ -19,7 +20,7 @@ bool cgroup_take(struct cgroup *cgroup);
 /* False while processes are in it. */
 bool cgroup_give_back(struct cgroup *cgroup);
 /* SIGKILL reaches all at once, whatever they fork meanwhile. */
-bool cgroup_signal(const struct cgroup *cgroup, int signal);
+bool cgroup_signal(struct cgroup *cgroup, int signal);
 
 uint64_t cgroup_oom_kills(void);
 uint64_t cgroup_process_count(void);

@@ -55,6 +55,14 @@ async def test_a_killed_handle_takes_the_whole_tree(sandbox: Sandbox) -> None:
     await until(lambda: _is_free(sandbox), within=5)
 
 
+async def test_a_kill_ends_nothing_that_starts_after_it(sandbox: Sandbox) -> None:
+    with pytest.raises(OperationTimeout):
+        await sandbox.exec("sleep 61", timeout=0.2)
+    for _ in range(3):
+        results = await asyncio.gather(*(sandbox.exec("sleep 0.1") for _ in range(8)))
+        assert [result.exit_code for result in results] == [0] * 8
+
+
 async def _is_free(sandbox: Sandbox) -> bool:
     return not await _listens(sandbox) and not await _runs(sandbox, "http[.]server")
 
