@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,17 +11,12 @@ from novasandbox.errors import InvalidConfig, TemplateBuildFailed
 from novasandbox.images import ext4, scratch
 from novasandbox.images.store import Store
 from novasandbox.images.unpack import Tree, prepare
+from support.tools import check_filesystem, debugfs
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 EPOCH = 1_700_000_000
-
-
-def debugfs(image: Path, command: str) -> str:
-    return subprocess.run(
-        ["debugfs", "-R", command, str(image)], capture_output=True, text=True, check=True
-    ).stdout
 
 
 def tree_in(folder: Path) -> Tree:
@@ -48,7 +42,7 @@ async def image_in(folder: Path) -> Path:
 
 async def test_an_image_has_the_guests_owners_whoever_made_it(tmp_path: Path) -> None:
     image = await image_in(tmp_path / "a")
-    subprocess.run(["e2fsck", "-fn", str(image)], check=True, capture_output=True)
+    check_filesystem(image)
     assert "User:     0   Group:     0" in debugfs(image, "stat /etc/motd")
     assert "User:  1000   Group:  1000" in debugfs(image, "stat /home/user")
     assert "User:  1000   Group:  1000" in debugfs(image, 'stat "/home/user/a b"')
@@ -97,9 +91,7 @@ async def test_an_empty_disk_is_made_once_and_takes_next_to_nothing(tmp_path: Pa
     status = (first.path / scratch.IMAGE).stat()
     assert status.st_size == 2048 << 20
     assert status.st_blocks * 512 < 1 << 20
-    subprocess.run(
-        ["e2fsck", "-fn", str(first.path / scratch.IMAGE)], check=True, capture_output=True
-    )
+    check_filesystem(first.path / scratch.IMAGE)
 
 
 @pytest.mark.parametrize("size", [0, 15, -1, 1 << 40])

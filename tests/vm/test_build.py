@@ -24,6 +24,7 @@ from novasandbox.images import initramfs, kernel, manifest, vmlinux
 from novasandbox.images.indices import Indices
 from novasandbox.images.progress import quiet
 from novasandbox.images.store import Store
+from support.tools import check_filesystem, debugfs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -113,7 +114,7 @@ async def test_the_default_template_builds_from_the_machines_own_mirror(fresh: A
     assert vmlinux.has_pvh(fresh.kernel.read_bytes()) or fresh.arch != "x86_64"
     assert fresh.rootfs.stat().st_size < 250 * MIB
     assert fresh.initramfs.stat().st_size < 2 * MIB
-    subprocess.run(["e2fsck", "-fn", str(fresh.rootfs)], check=True, capture_output=True)
+    check_filesystem(fresh.rootfs)
     again = await TemplateManager(store=Store(fresh.rootfs.parents[3])).build("debian-python")
     assert again == fresh
 
@@ -140,16 +141,13 @@ async def test_an_ordinary_user_builds_the_same(fresh: Artifacts, tmp_path: Path
     )
     assert ended.returncode == 0, ended.stderr
     assert content_hashes(home / "images") == content_hashes(fresh.rootfs.parents[3])
-    image = ended.stdout.splitlines()[-1]
+    image = Path(ended.stdout.splitlines()[-1])
     for path, owner in (
         ("/", "User:     0"),
         ("/usr/bin/su", "User:     0"),
         ("/home/user", "User:  1000"),
     ):
-        shown = subprocess.run(
-            ["debugfs", "-R", f"stat {path}", image], capture_output=True, text=True
-        )
-        assert owner in shown.stdout
+        assert owner in debugfs(image, f"stat {path}")
 
 
 @pytest.mark.slow
@@ -172,7 +170,7 @@ async def test_a_build_killed_half_way_leaves_nothing_that_the_next_would_use(
     assert "rootfs" in left
     artifacts = await TemplateManager(store=Store(store)).build("debian-python")
     assert list((store / "v1" / "tmp").iterdir()) == []
-    subprocess.run(["e2fsck", "-fn", str(artifacts.rootfs)], check=True, capture_output=True)
+    check_filesystem(artifacts.rootfs)
 
 
 @pytest.mark.slow
