@@ -245,7 +245,7 @@ async def test_a_path_that_grows_too_long_is_refused_and_the_rest_comes(
     name, path = b"n" * 250, b"/t"
     listings: dict[bytes, list[Entry]] = {}
     for _ in range(17):
-        listings[path] = [entry(name, 2), entry(b"f")]
+        listings[path] = [entry(name, 2, mode=0o755), entry(b"f")]
         path += b"/" + name
     refused = await fetched(linked, serving, listings, tmp_path / "out")
     assert len(refused) == 1
