@@ -6,52 +6,38 @@
 #include "environment.h"
 #include "loop.h"
 #include "protocol.h"
+#include "random.h"
+#include "runfiles.h"
 #include "user.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <linux/random.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <time.h>
 #include <unistd.h>
 
-#define MAX_ENTROPY 512
 #define MAX_HOSTNAME 64
 #define MAX_HOSTS 65536
 #define OWN_ADDRESS "127.0.1.1\t"
 
-static int write_file(const char *path, const char *text, size_t length) {
-    /* A new file and a rename would break an image's link to elsewhere; O_NOFOLLOW is not
-     * needed: only root can have put a link into /etc. */
-    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NONBLOCK, 0644);
-    if (fd < 0) return errno;
-    ssize_t n = write(fd, text, length);
-    int error = n == (ssize_t)length ? 0 : n < 0 ? errno : ENOSPC;
-    close(fd);
-    return error;
-}
-
 /* The line of this host is replaced, so that its name is found without a name server. */
 static int name_in_hosts(const char *name) {
-    char *old = malloc(2 * MAX_HOSTS);
-    if (old == NULL) return ENOMEM;
-    char *text = old + MAX_HOSTS;
-    int fd = open("/etc/hosts", O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    ssize_t n = fd < 0 ? 0 : read(fd, old, MAX_HOSTS - 256);
-    if (fd >= 0) close(fd);
-    old[n < 0 ? 0 : n] = 0;
-    size_t length = 0;
-    for (char *line, *rest = old; (line = strsep(&rest, "\n")) != NULL;) {
-        if (*line == 0 || strncmp(line, OWN_ADDRESS, strlen(OWN_ADDRESS)) == 0) continue;
-        length += (size_t)sprintf(text + length, "%s\n", line);
+    static char text[MAX_HOSTS + sizeof OWN_ADDRESS + MAX_HOSTNAME + 3];
+    size_t length = run_file_read(RUN_HOSTS, text, MAX_HOSTS);
+    /* Nobody's file is cut off for that. */
+    if (length == MAX_HOSTS) return 0;
+    for (size_t at = 0; at < length;) {
+        const char *end = memchr(text + at, '\n', length - at);
+        size_t line = end != NULL ? (size_t)(end - text) + 1 - at : length - at;
+        if (line < strlen(OWN_ADDRESS) || memcmp(text + at, OWN_ADDRESS, strlen(OWN_ADDRESS)) != 0) {
+            at += line;
+            continue;
+        }
+        length -= line;
+        memmove(text + at, text + at + line, length - at);
     }
-    length += (size_t)sprintf(text + length, OWN_ADDRESS "%s\n", name);
-    int error = write_file("/etc/hosts", text, length);
-    free(old);
-    return error;
+    if (length > 0 && text[length - 1] != '\n') text[length++] = '\n';
+    length = (size_t)(stpcpy(stpcpy(stpcpy(text + length, OWN_ADDRESS), name), "\n") - text);
+    return run_file_write(RUN_HOSTS, text, length);
 }
 
 static int set_hostname(struct fields request) {
@@ -63,7 +49,7 @@ static int set_hostname(struct fields request) {
     if (sethostname(name, length) != 0) return errno;
     error = name_in_hosts(name);
     strcpy(name + length, "\n");
-    return error != 0 ? error : write_file("/etc/hostname", name, length + 1);
+    return error != 0 ? error : run_file_write(RUN_HOSTNAME, name, length + 1);
 }
 
 static int set_machine_id(struct fields request) {
@@ -72,7 +58,7 @@ static int set_machine_id(struct fields request) {
     if (error == ENOENT) return 0;
     if (error != 0 || strlen(id) != 32 || strspn(id, "0123456789abcdef") != 32) return EINVAL;
     strcpy(id + 32, "\n");
-    return write_file("/etc/machine-id", id, 33);
+    return run_file_write(RUN_MACHINE_ID, id, 33);
 }
 
 static int set_clock(struct fields request) {
@@ -84,40 +70,55 @@ static int set_clock(struct fields request) {
 
 static int add_entropy(struct fields request) {
     struct field field;
-    if (!fields_find(request, TAG_ENTROPY, &field)) return 0;
-    if (field.length == 0 || field.length > MAX_ENTROPY) return EINVAL;
-    struct {
-        int bits, size;
-        uint8_t bytes[MAX_ENTROPY];
-    } pool = {(int)field.length * 8, (int)field.length, {0}};
-    memcpy(pool.bytes, field.bytes, field.length);
-    int fd = open("/dev/urandom", O_WRONLY | O_NONBLOCK | O_CLOEXEC);
-    if (fd < 0) return errno;
-    /* Mixed in alone, it would count only at the generator's next reseeding, a minute later:
-     * until then all clones of one snapshot would draw the same numbers. */
-    int error = ioctl(fd, RNDADDENTROPY, &pool) != 0 || ioctl(fd, RNDRESEEDCRNG) != 0 ? errno : 0;
-    close(fd);
-    return error;
+    return fields_find(request, TAG_ENTROPY, &field) ? random_add(field.bytes, field.length) : 0;
 }
 
-static int set_user(struct fields request) {
+/* What tells programs that this guest is another one than the one they were started in. Last: a
+ * program that sees a new generation finds everything else as it is to be. */
+static int renew(struct fields request) {
+    struct field field;
+    if (!fields_find(request, TAG_ENTROPY, &field)) return 0;
+    struct {
+        uint8_t id[16], generation[8];
+    } fresh;
+    int error = random_take(&fresh, sizeof fresh);
+    if (error != 0) return error;
+    uint8_t *id = fresh.id;
+    id[6] = (id[6] & 0x0f) | 0x40; /* a UUID of version 4, as the kernel's */
+    id[8] = (id[8] & 0x3f) | 0x80;
+    char text[40], *at = text;
+    for (int i = 0; i < 16; i++) {
+        if (i == 4 || i == 6 || i == 8 || i == 10) *at++ = '-';
+        *at++ = "0123456789abcdef"[id[i] >> 4];
+        *at++ = "0123456789abcdef"[id[i] & 15];
+    }
+    *at++ = '\n';
+    error = run_file_write(RUN_BOOT_ID, text, (size_t)(at - text));
+    return error != 0 ? error : run_file_write(RUN_GENERATION, fresh.generation, sizeof fresh.generation);
+}
+
+static int set_user(struct fields request, bool *is_new) {
     char text[2 * MAX_NAME];
     int error = fields_text(request, TAG_USER, text, sizeof text);
     if (error == ENOENT) return 0;
-    return error != 0 ? EINVAL : user_set_default(text);
+    return error != 0 ? EINVAL : user_set_default(text, is_new);
 }
 
 int do_configure(struct fields request, struct builder *reply) {
     (void)reply;
+    static bool is_published;
+    bool is_new = !is_published;
     int error = add_entropy(request);
     if (error == 0) error = set_clock(request);
     if (error == 0) error = set_hostname(request);
     if (error == 0) error = set_machine_id(request);
-    if (error == 0) error = set_user(request);
-    if (error == 0) error = environment_set_defaults(request);
+    if (error == 0) error = set_user(request, &is_new);
+    if (error == 0) error = environment_set_defaults(request, &is_new);
+    if (error == 0 && is_new) error = environment_publish();
+    is_published = error == 0;
     uint64_t reserve = fields_number(request, TAG_MEMORY_RESERVE, UINT64_MAX);
     if (error == 0 && reserve != UINT64_MAX) cgroup_set_reserve(reserve);
-    return error;
+    return error != 0 ? error : renew(request);
 }
 
 int do_clock(struct fields request, struct builder *reply) {

@@ -2,6 +2,7 @@
 #include "environment.h"
 
 #include "protocol.h"
+#include "runfiles.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -11,6 +12,7 @@
 
 #define DEFAULT_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 #define BASICS 6
+#define CWD_NAME "PWD="
 
 static uint8_t *defaults; /* ENV fields of CONFIGURE */
 static size_t defaults_length;
@@ -34,9 +36,14 @@ static bool measure(struct fields fields, uint16_t tag, size_t *bytes, size_t *c
     return true;
 }
 
-int environment_set_defaults(struct fields request) {
-    int error = fields_text(request, TAG_CWD, default_cwd, sizeof default_cwd);
+int environment_set_defaults(struct fields request, bool *is_new) {
+    char cwd[PATH_MAX];
+    int error = fields_text(request, TAG_CWD, cwd, sizeof cwd);
     if (error != 0 && error != ENOENT) return error;
+    if (error == 0 && strcmp(cwd, default_cwd) != 0) {
+        strcpy(default_cwd, cwd);
+        *is_new = true;
+    }
     struct field field;
     if (!fields_find(request, TAG_ENV, &field)) return 0;
     size_t bytes = 0, count = 0;
@@ -51,6 +58,7 @@ int environment_set_defaults(struct fields request) {
     free(defaults);
     defaults = memory;
     defaults_length = builder.length;
+    *is_new = true;
     return 0;
 }
 
@@ -125,4 +133,47 @@ int arguments_build(struct fields request, const struct user *user, bool termina
         if (strncmp(arguments->environment[i], "PATH=", 5) == 0) arguments->search = arguments->environment[i] + 5;
     }
     return 0;
+}
+
+static int give_to(const struct user *user) {
+    static uid_t uid;
+    static gid_t gid;
+    if (user->uid == uid && user->gid == gid) return 0;
+    int error = run_file_give(RUN_ENVIRONMENT, user->uid, user->gid);
+    if (error != 0) return error;
+    uid = user->uid;
+    gid = user->gid;
+    return 0;
+}
+
+/* The working directory stands first, in the place of a program's name, and no variable is called
+ * as it is. */
+int environment_publish(void) {
+    const struct user *user = user_default();
+    char cwd[2 * PATH_MAX];
+    uint8_t bytes[sizeof cwd + 16];
+    bool is_whole = default_cwd[0] == '/';
+    snprintf(cwd, sizeof cwd, CWD_NAME "%s%s%s", is_whole ? "" : user->home,
+             is_whole || default_cwd[0] == 0 ? "" : "/", default_cwd);
+    struct builder request = {bytes, 0, sizeof bytes, false};
+    put_text(&request, TAG_ARG, cwd);
+    struct arguments arguments;
+    int error = arguments_build((struct fields){bytes, request.length}, user, false, &arguments);
+    if (error != 0) return error;
+    size_t length = strlen(cwd) + 1;
+    for (char **entry = arguments.environment; *entry != NULL; entry++) length += strlen(*entry) + 1;
+    char *text = malloc(length);
+    if (text != NULL) {
+        char *at = stpcpy(text, cwd) + 1;
+        for (char **entry = arguments.environment; *entry != NULL; entry++) {
+            if (strncmp(*entry, CWD_NAME, strlen(CWD_NAME)) != 0) at = stpcpy(at, *entry) + 1;
+        }
+        error = give_to(user);
+        if (error == 0) error = run_file_write(RUN_ENVIRONMENT, text, (size_t)(at - text));
+    } else {
+        error = ENOMEM;
+    }
+    free(arguments.memory);
+    free(text);
+    return error;
 }

@@ -4,9 +4,12 @@
 #include "fields.h"
 #include "user.h"
 
-/* CONFIGURE's. 0 or an errno. */
-int environment_set_defaults(struct fields request);
+/* CONFIGURE's; what it does not name stays as it is. `is_new` becomes true where that may change
+ * anything. 0 or an errno. */
+int environment_set_defaults(struct fields request, bool *is_new);
 const char *environment_default_cwd(void);
+/* Writes the default user's environment to RUN_ENVIRONMENT. 0 or an errno. */
+int environment_publish(void);
 
 struct arguments {
     char **argv, **environment;

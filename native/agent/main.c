@@ -8,7 +8,9 @@
 #include "loop.h"
 #include "port.h"
 #include "process.h"
+#include "random.h"
 #include "ring.h"
+#include "runfiles.h"
 #include "spawn.h"
 
 #include <fcntl.h>
@@ -48,6 +50,8 @@ int main(void) {
     furnish();
     hold_standard_descriptors();
     log_open();
+    run_files_open();
+    random_open();
     /* As PID 1 the agent is safe from the out-of-memory killer without asking for it. */
     struct sysinfo info;
     uint64_t memory = sysinfo(&info) == 0 ? (uint64_t)info.totalram * info.mem_unit : 0;

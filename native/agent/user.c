@@ -14,6 +14,8 @@
 #include <unistd.h>
 
 static char default_name[2 * MAX_NAME] = "root";
+static struct user default_user = {.name = "root", .home = "/root", .shell = "/bin/sh"};
+static bool has_default;
 
 int raw_setgroups(size_t count, const gid_t *groups) { return (int)syscall(SYS_setgroups, count, groups); }
 int raw_setresuid(uid_t uid) { return (int)syscall(SYS_setresuid, uid, uid, uid); }
@@ -97,17 +99,24 @@ int user_of(struct fields request, struct user *user) {
     return error != 0 ? EINVAL : user_find_again(text, user);
 }
 
-int user_set_default(const char *text) {
+int user_set_default(const char *text, bool *is_new) {
     struct user user;
     if (strlen(text) >= sizeof default_name) return EINVAL;
+    /* The copy of a guest that was set up for the same user: what was found then is in its memory. */
+    if (has_default && strcmp(text, default_name) == 0) return 0;
     int error = user_find(text, &user);
     if (error == ENOENT && strchr(text, ':') == NULL) {
         error = account_make(text);
         if (error == 0) error = user_find(text, &user);
     }
-    if (error == 0) strcpy(default_name, text);
-    return error;
+    if (error != 0) return error;
+    strcpy(default_name, text);
+    default_user = user;
+    has_default = *is_new = true;
+    return 0;
 }
+
+const struct user *user_default(void) { return &default_user; }
 
 static bool is_agent_itself(const struct user *user) {
     return user->uid == 0 && user->gid == 0 && user->group_count == 0;

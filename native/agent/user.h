@@ -21,8 +21,11 @@ struct user {
 int user_of(struct fields request, struct user *user);
 /* Looks a name, a number, `name:group` or `number:number` up. */
 int user_find(const char *text, struct user *user);
-/* Makes it the default, and the account too if the guest has none. */
-int user_set_default(const char *text);
+/* Makes it the default, and the account too if the guest has none. `is_new` becomes true where
+ * it was not the default before. */
+int user_set_default(const char *text, bool *is_new);
+/* As it was found when it was made the default. */
+const struct user *user_default(void);
 
 /* Paths are looked up and files made with this user's rights until user_leave(). Only the
  * file-system ids change, so the user's processes cannot signal the agent meanwhile. */

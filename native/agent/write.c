@@ -16,6 +16,8 @@
 
 #define MAX_LINKS 40
 #define FILE_MODE 0644
+/* Since Linux 5.8; musl does not have it. */
+#define MOUNT_ROOT 0x2000
 
 struct writing {
     struct user user;
@@ -85,12 +87,23 @@ static int open_temporary(struct writing *writing) {
     return errno;
 }
 
+/* Nothing can take the place of a file that another one is bound over, as /etc/hosts. */
+static bool is_bound(const struct writing *writing) {
+    struct statx status;
+    return statx(writing->directory, writing->name, AT_SYMLINK_NOFOLLOW, 0, &status) == 0
+        && (status.stx_attributes & MOUNT_ROOT) != 0;
+}
+
 /* A file that the user may write is replaced with the agent's own rights, to keep its owner: the
  * user needs none on the directory for that, as he would not to write into the file. */
 static int open_replacement(struct writing *writing, bool has_mode, mode_t mode) {
     const struct stat *old = &writing->old;
     if (!may_write(writing)) return errno;
     if (has_mode && writing->user.uid != 0 && writing->user.uid != old->st_uid) return EPERM;
+    if (is_bound(writing)) {
+        int error = open_itself(writing, O_TRUNC);
+        return error == 0 && has_mode && fchmod(writing->fd, mode) != 0 ? errno : error;
+    }
     user_leave(&writing->user);
     int error = open_temporary(writing);
     if (error == 0) {
