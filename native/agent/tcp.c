@@ -1,24 +1,33 @@
-/* CONNECT: a TCP connection to a port of the guest. */
+/* CONNECT: a TCP connection to a port of the guest, or one to a Unix socket. */
 #define _GNU_SOURCE
 #include "operations.h"
 
 #include "loop.h"
+#include "path.h"
 #include "protocol.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <limits.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <stddef.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 /* Of one turn, so that other streams have theirs. */
 #define TURN 65536
+/* A Unix socket is connected at once, and its first answer comes soon as a rule: STATE waits for
+ * it, so that both wake the host once. */
+#define STATE_DELAY_US 20000
 
 struct connecting {
     struct source socket;
     struct stream *stream;
+    struct timer introduction; /* when STATE leaves alone */
     struct ring pending; /* input that the socket does not take yet */
     uint16_t port;
     bool is_connected, try_v6, input_ended, output_ended, is_full;
@@ -27,6 +36,7 @@ struct connecting {
 static void connection_ready(struct source *source, uint32_t events);
 
 static void finish(struct connecting *tcp, int error) {
+    timer_stop(&tcp->introduction);
     source_close(&tcp->socket);
     stream_reply(tcp->stream, (uint32_t)error, NULL);
 }
@@ -37,7 +47,7 @@ static int dial(struct connecting *tcp, const struct sockaddr *address, socklen_
     tcp->socket.fd = socket(address->sa_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (tcp->socket.fd < 0) return errno;
     int on = 1;
-    if (setsockopt(tcp->socket.fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) != 0) return errno;
+    if (address->sa_family != AF_UNIX && setsockopt(tcp->socket.fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) != 0) return errno;
     if (connect(tcp->socket.fd, address, length) != 0 && errno != EINPROGRESS) return errno;
     tcp->socket.ready = connection_ready;
     return source_watch(&tcp->socket, EPOLLOUT) ? 0 : ENOMEM;
@@ -142,18 +152,69 @@ static void connection_ready(struct source *source, uint32_t events) {
     go_on(tcp);
 }
 
+static void introduce(struct timer *timer) {
+    struct connecting *tcp = container(timer, struct connecting, introduction);
+    stream_schedule(tcp->stream);
+}
+
+/* Rights do not matter to a name that begins with a NUL byte: it is in no file system. */
+static int dial_name(struct connecting *tcp, const struct field *name) {
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    if (name->length > sizeof address.sun_path) return ENAMETOOLONG;
+    memcpy(address.sun_path, name->bytes, name->length);
+    return dial(tcp, (struct sockaddr *)&address, (socklen_t)(offsetof(struct sockaddr_un, sun_path) + name->length));
+}
+
+static int dial_path(struct connecting *tcp, struct fields request) {
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    char path[PATH_MAX];
+    struct user user;
+    int error = path_and_user(request, &user, path);
+    if (error != 0) return error;
+    if (strlen(path) >= sizeof address.sun_path) return ENAMETOOLONG;
+    strcpy(address.sun_path, path);
+    user_enter(&user);
+    error = dial(tcp, (struct sockaddr *)&address, sizeof address);
+    user_leave(&user);
+    return error;
+}
+
+/* A full backlog is EAGAIN: nothing tells when there is room. */
+static int start_unix(struct connecting *tcp, struct fields request, const struct field *name) {
+    bool is_path = name->length == 0 || name->bytes[0] != 0;
+    int error = is_path ? dial_path(tcp, request) : dial_name(tcp, name);
+    if (error != 0) return error;
+    tcp->is_connected = true;
+    stream_open_input(tcp->stream);
+    stream_open_output(tcp->stream, 1);
+    tcp->stream->state_due = true;
+    tcp->introduction.fire = introduce;
+    timer_set(&tcp->introduction, STATE_DELAY_US);
+    go_on(tcp);
+    return 0;
+}
+
+static struct connecting *make(struct stream *stream) {
+    struct connecting *tcp = calloc(1, sizeof *tcp);
+    if (tcp == NULL) return NULL;
+    tcp->socket.fd = -1;
+    tcp->stream = stream;
+    stream->work = tcp;
+    return tcp;
+}
+
 static int start(struct stream *stream, struct fields request) {
+    struct field name;
+    bool is_unix = fields_find(request, TAG_PATH, &name);
     uint64_t port = fields_number(request, TAG_PORT, 0);
-    if (port == 0 || port > UINT16_MAX) return EINVAL;
+    if (!is_unix && (port == 0 || port > UINT16_MAX)) return EINVAL;
     char host[64];
     int error = fields_text(request, TAG_HOST, host, sizeof host);
     if (error != 0 && error != ENOENT) return EINVAL;
-    struct connecting *tcp = calloc(1, sizeof *tcp);
+    struct connecting *tcp = make(stream);
     if (tcp == NULL) return ENOMEM;
-    tcp->socket.fd = -1;
-    tcp->stream = stream;
+    if (is_unix) return start_unix(tcp, request, &name);
     tcp->port = (uint16_t)port;
-    stream->work = tcp;
     struct in_addr v4 = {htonl(INADDR_LOOPBACK)};
     struct in6_addr v6;
     tcp->try_v6 = error == ENOENT;
@@ -202,6 +263,7 @@ static void cancel(struct stream *stream) {
 static void forget(struct stream *stream) {
     struct connecting *tcp = stream->work;
     if (tcp == NULL) return;
+    timer_stop(&tcp->introduction);
     source_close(&tcp->socket);
     ring_free(&tcp->pending);
     free(tcp);

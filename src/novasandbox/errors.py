@@ -3,7 +3,7 @@
     NovaError
     ├── InvalidRequest          your mistake: change the call
     │   ├── InvalidConfig · TemplateNotFound · SandboxNotFound · NameTaken
-    │   ├── ProcessNotFound · PathError · Unauthorized
+    │   ├── ProcessNotFound · ContextNotFound · PathError · Unauthorized
     │   └── IllegalTransition   carries both states
     ├── Unavailable             try again, or mend the host
     │   ├── ProviderUnavailable · CapacityExceeded · QuotaExceeded · RateLimited
@@ -15,6 +15,7 @@
     ├── OperationFailed         the sandbox lives on
     │   ├── CommandFailed · CommandNotStarted · OutputLimitExceeded
     │   ├── OperationTimeout    also a TimeoutError; carries the output so far
+    │   ├── ContextLost         a context of `run_code` ended, and its state with it
     │   ├── FileError           also an OSError, with errno
     │   └── SnapshotInvalid · PolicyDenied
     └── OutcomeUnknown          it may have run: look before you repeat it
@@ -102,6 +103,10 @@ class SandboxNotFound(InvalidRequest):
 
 class ProcessNotFound(InvalidRequest):
     """No process of that pid was started in this sandbox, or it was released."""
+
+
+class ContextNotFound(InvalidRequest):
+    """No context of that id is in this sandbox, or it was removed."""
 
 
 class NameTaken(InvalidRequest):
@@ -352,7 +357,18 @@ class _WithOutput(OperationFailed):
 
 
 class OperationTimeout(_WithOutput, TimeoutError):
-    """The operation took longer than it was given; its process tree was ended."""
+    """The operation took longer than it was given.
+
+    A command's process tree was ended, a cell was interrupted; `why` says so where its context
+    had to be ended with it.
+    """
+
+
+class ContextLost(_WithOutput):
+    """A context's process ended, by its own code or otherwise: what its cells defined is gone.
+
+    `why` names the cause, and whether the cell was run. The context was made anew.
+    """
 
 
 class OutputLimitExceeded(_WithOutput):

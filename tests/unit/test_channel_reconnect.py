@@ -152,6 +152,36 @@ async def test_input_sent_with_a_request_that_got_lost_is_sent_again(
     await writing
 
 
+async def test_the_first_bytes_leave_with_the_request_and_are_sent_again_once(
+    peer: Peer, linked: Linked
+) -> None:
+    channel, connection = linked
+    stream = channel.request(Op.CONNECT, [(Tag.PATH, b"\0name")], data=b"first")
+    heard = await connection.request(Op.CONNECT)
+    assert heard.fields == {Tag.PATH: [b"\0name"]}
+    assert await connection.input(5) == b"first"
+    connection.cut()
+    connection = await peer.reconnected()
+    assert (await connection.request(Op.CONNECT)).fields == heard.fields
+    connection.send(state(stream.id, (Tag.RECEIVED, 2)))
+    assert await connection.input(3) == b"rst"
+    await stream.input.send(b"second")
+    assert await connection.input(6) == b"second"
+    stream.release()
+
+
+async def test_nobody_waits_for_a_stream_that_rests(linked: Linked) -> None:
+    channel, connection = linked
+    stream = await started(channel, connection)
+    seen = [channel.busy]
+    for over in (False, True, False):
+        channel.rest(stream, over=over)
+        seen.append(channel.busy)
+    assert seen == [True, False, True, False]
+    stream.release()
+    assert not channel.busy
+
+
 @pytest.mark.parametrize("received", [3, 11])
 async def test_a_guest_that_lost_input_or_made_some_up_breaks_the_protocol(
     peer: Peer, linked: Linked, received: int

@@ -16,6 +16,7 @@ from novasandbox.core.hypervisor import SandboxState
 from novasandbox.errors import (
     CommandFailed,
     CommandNotStarted,
+    ContextLost,
     FileError,
     IllegalTransition,
     NovaError,
@@ -72,6 +73,7 @@ def every_error() -> list[NovaError]:
         CommandFailed("bad", result=result, sandbox_id="x"),
         CommandNotStarted("no", errno=errno.ENOENT, stage="exec", **words),
         OperationTimeout("late", stdout=b"caf\xc3\xa9", stderr=b"e", **words),
+        ContextLost("lost", stdout=b"o", stderr=b"e", **words),
         OutputLimitExceeded("much", stdout=b"o", stderr=b"", **words),
         FileError("cannot read", errno=errno.EACCES, path="/f", **words),
     ]

@@ -20,6 +20,7 @@ from novasandbox.core import sandbox as core_sandbox
 from novasandbox.core import template_manager as core_templates
 from novasandbox.core.background import BackgroundLoop, background, in_new_thread
 from novasandbox.errors import FileError, InvalidConfig, InvalidRequest, SandboxNotFound
+from novasandbox.guest import contexts as guest_contexts
 from novasandbox.guest import files as guest_files
 from novasandbox.guest import process as guest_process
 from novasandbox.guest.launch import Launch
@@ -30,6 +31,7 @@ from support.peer import Connection, Peer, data, end, record, reply, state
 TWINS = [
     (core_sandbox.Sandbox, sync.Sandbox),
     (core_templates.TemplateManager, sync.TemplateManager),
+    (guest_contexts.Contexts, sync.Contexts),
     (guest_files.Files, sync.Files),
     (guest_files.GuestFile, sync.GuestFile),
     (guest_files.Watch, sync.Watch),

@@ -9,8 +9,9 @@ process dials the holder.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Protocol
 
 from novasandbox.errors import GuestUnreachable, InvalidRequest, NovaError
@@ -61,6 +62,8 @@ _RECONNECT_PAUSE = 0.05
 # A connection that lived shorter than this is no success: the deadline goes on running.
 _STABLE = 1.0
 _FAREWELL_DELAY = 0.02
+# Requests that whoever rouses a guest may make of it.
+_EARLY = 16
 
 
 class Channel:
@@ -91,6 +94,7 @@ class Channel:
         self._takeover = takeover
         self._on_lost = on_lost
         self._streams: dict[int, Passenger] = {}
+        self._resting: set[int] = set()
         self._next = 1
         self._link: Link | None = None
         self._window = DEFAULT_WINDOW
@@ -100,9 +104,58 @@ class Channel:
         self._reconnecting: asyncio.Task[None] | None = None
         self._give_up_at = 0.0
         self._error: BaseException | None = None
+        self._rouse: Callable[[], Awaitable[None]] | None = None
+        self._early: list[int] = []
         self.boot_id = b""
         self.refusal: NovaError | None = None
         """Raised by new requests, while the guest cannot take any: it is paused."""
+
+    def renew(self, dial: Dial, *, holder: bytes) -> None:
+        """The guest goes on in another machine: dial that one from here on."""
+        self._dial = dial
+        self._holder = holder
+        self._takeover = True
+
+    def doze(self, reason: NovaError, rouse: Callable[[], Awaitable[None]]) -> None:
+        """The guest sleeps: streams end with `reason`, and the next request rouses it.
+
+        rouse: does so, and has the connection open when it returns.
+        """
+        link, self._link = self._link, None
+        self._farewells.clear()
+        if link is not None:
+            link.abort()
+        self._fail_streams(reason)
+        self._rouse = rouse
+
+    def _fail_streams(self, error: BaseException) -> None:
+        streams, self._streams = list(self._streams.values()), {}
+        self._resting.clear()
+        for stream in streams:
+            stream.fail(error)
+
+    def stand_by(self, rouse: Callable[[], Awaitable[None]]) -> None:
+        """The guest stands still: the next request rouses it, and is sent then."""
+        if self._link is not None:
+            self._link.hold()
+        self._rouse = rouse
+
+    async def _awaken(self, rouse: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await rouse()
+        except Exception as error:
+            self._fail_streams(error)
+            self._rouse = rouse
+            if not isinstance(error, (NovaError, OSError)):
+                raise
+            return
+        if self._link is None:
+            return
+        if self._link.is_holding:
+            self._link.release()
+            return
+        for stream in list(self._streams.values()):
+            self.post(self.resume_frame(stream))
 
     async def open(self, timeout: float) -> Fields:
         """Connect and shake hands within `timeout` seconds; gives ATTACHED's fields.
@@ -124,6 +177,7 @@ class Channel:
             link.abort()
             raise
         self._takeover = True
+        self._rouse = None
         self._link = link
         self._window = fields.number(Tag.WINDOW, DEFAULT_WINDOW)
         self._next = max(self._next, fields.number(Tag.NEXT_STREAM, 1))
@@ -131,8 +185,18 @@ class Channel:
         self._up.set()
         return fields
 
-    def request(self, op: int, fields: FieldList = (), *, window: int = DEFAULT_WINDOW) -> Stream:
+    def request(
+        self,
+        op: int,
+        fields: FieldList = (),
+        *,
+        window: int = DEFAULT_WINDOW,
+        data: bytes = b"",
+    ) -> Stream:
         """Send a request; it runs once or never.
+
+        data: the first bytes of its input, at most PIECE; they leave in one write with it, so
+        the operation must take input from the start.
 
         Raises what closed the channel, what `refusal` holds, and InvalidRequest for one that
         does not fit a frame.
@@ -157,7 +221,7 @@ class Channel:
             window=window,
         )
         self._streams[number] = stream
-        self.post(frame)
+        self.post(frame + stream.input.begin(data) if data else frame)
         return stream
 
     def adopt(self, number: int, *, window: int = DEFAULT_WINDOW) -> Stream:
@@ -202,11 +266,41 @@ class Channel:
         finally:
             stream.release()
 
+    @contextlib.asynccontextmanager
+    async def held(self, timeout: float) -> AsyncIterator[None]:
+        """In this block nothing is on its way to the guest: it has taken whole frames only.
+
+        timeout: seconds for the guest to take what was sent before; one that does not is
+        harmed by nobody but itself.
+        """
+        link = self._link
+        self._say_farewells()
+        barrier = self.request(Op.PING)
+        if link is not None:
+            link.hold()
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await barrier.result()
+            yield
+        finally:
+            if link is not None:
+                link.release()
+            barrier.release()
+
     def reserve(self) -> int:
         """A fresh stream number, for a request that is passed on for another process."""
         self.raise_if_closed()
         if self.refusal is not None:
             raise self.refusal.with_traceback(None)
+        if self._rouse is not None:
+            rouse, self._rouse = self._rouse, None
+            # What the rousing itself asks of the guest comes before what is waiting for it.
+            self._early = list(range(self._next, self._next + _EARLY))
+            self._next += _EARLY
+            self._reconnecting = asyncio.create_task(self._awaken(rouse))
+        elif self._early and asyncio.current_task() is self._reconnecting:
+            return self._early.pop(0)
         while self._next in self._streams:  # Adopted, and from an earlier holder.
             self._next += 1
         number = self._next
@@ -237,7 +331,14 @@ class Channel:
     @property
     def busy(self) -> bool:
         """Whether anybody waits for the guest."""
-        return bool(self._streams)
+        return len(self._streams) > len(self._resting)
+
+    def rest(self, stream: Stream, *, over: bool = False) -> None:
+        """Nobody waits for a stream for now. over: somebody does again."""
+        if over:
+            self._resting.discard(stream.id)
+        elif stream.id in self._streams:
+            self._resting.add(stream.id)
 
     @property
     def connected(self) -> bool:
@@ -274,6 +375,7 @@ class Channel:
         if self._streams.get(stream.id) is not stream:
             return
         del self._streams[stream.id]
+        self._resting.discard(stream.id)
         ended = stream.finished
         if not ended:
             stream.fail(BrokenPipeError("the request was given up"))
@@ -298,6 +400,8 @@ class Channel:
 
     async def close(self, error: BaseException | None = None) -> None:
         """End the connection; streams still open fail with `error`. Harmless when repeated."""
+        if self._error is None:
+            self._say_farewells()
         self._end(error or GuestUnreachable("the connection to the sandbox was closed"))
         task, self._reconnecting = self._reconnecting, None
         if task is not None and task is not asyncio.current_task():
@@ -311,9 +415,7 @@ class Channel:
         if self._link is not None:
             self._link.abort()
         self._up.set()
-        streams, self._streams = list(self._streams.values()), {}
-        for stream in streams:
-            stream.fail(self._error)
+        self._fail_streams(self._error)
 
     def raise_if_closed(self) -> None:
         """Raise what ended the channel for good, if anything did."""

@@ -45,22 +45,24 @@ class Guest:
         self,
         *,
         hostname: str,
-        user: str,
+        user: str | None = None,
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
     ) -> None:
         """Make the guest itself: name, user, environment, and an identity of its own.
 
         Clock, entropy and machine-id come from the host, so that no two guests share them.
+        user, cwd, env: None leaves them as they were set before.
         Raises InvalidConfig where the guest refuses, as for a user that it does not know.
         """
         fields: list[tuple[Tag, FieldValue]] = [
             (Tag.HOSTNAME, hostname),
-            (Tag.USER, user),
             (Tag.MACHINE_ID, os.urandom(16).hex()),
             (Tag.ENTROPY, os.urandom(64)),
             *check_env(env),
         ]
+        if user is not None:
+            fields.append((Tag.USER, user))
         if cwd is not None:
             fields.append((Tag.CWD, cwd))
         fields.append((Tag.CLOCK, time.time_ns()))
@@ -75,6 +77,11 @@ class Guest:
         start = time.perf_counter()
         await self._call(Op.PING, (), timeout)
         return time.perf_counter() - start
+
+    async def renew(self) -> None:
+        """Fresh entropy and the right time, for a guest that goes on after a sleep."""
+        await self._call(Op.ENTROPY, [(Tag.ENTROPY, os.urandom(64))])
+        await self.set_clock()
 
     async def set_clock(self) -> None:
         """Set the guest's clock to the host's."""

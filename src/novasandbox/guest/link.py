@@ -45,6 +45,7 @@ class Link(asyncio.Protocol):
         self._hunting = bytearray()
         self._hunt = False
         self._failure: BaseException | None = None
+        self._held: bytearray | None = None
         self.alive = False
         self.since = 0.0
 
@@ -72,8 +73,25 @@ class Link(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """Send, or drop it where the connection is gone."""
-        if self._transport is not None and not self._transport.is_closing():
+        if self._held is not None:
+            self._held += data
+        elif self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
+
+    def hold(self) -> None:
+        """Keep back what is written from here on."""
+        self._held = bytearray()
+
+    @property
+    def is_holding(self) -> bool:
+        """Whether what is written is kept back."""
+        return self._held is not None
+
+    def release(self) -> None:
+        """Send what was kept back."""
+        held, self._held = self._held, None
+        if held:
+            self.write(bytes(held))
 
     async def writable(self) -> None:
         """Wait while the buffer is full."""

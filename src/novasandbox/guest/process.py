@@ -34,7 +34,10 @@ from novasandbox.guest.stream import Reply, Stream
 _TIMEOUT_GRACE = 15.0
 # As many as the agent keeps, and some that end while it lists them.
 _MOST_PROCESSES = MAX_STREAMS + 64
+_List = list  # `Processes.list` hides the built-in inside its class.
 _NAMES = {STDOUT: "stdout", STDERR: "stderr"}
+OWN_NAME = "nova-interpreter"
+"""The name of what runs the cells of `run_code`."""
 # MAX_ARG_STRLEN of Linux, less the NUL at its end.
 _SHORTER = "One argument has at most 131,071 bytes; pass what is longer as input or as a file."
 
@@ -433,11 +436,25 @@ class Processes:
             sandbox_id=self._sandbox_id,
         )
 
-    async def list(self) -> list[ProcessInfo]:
+    async def list(self) -> _List[ProcessInfo]:
         """The processes that were started and not yet waited for."""
+        return [info for info in await self._every() if info.name != OWN_NAME and _counts(info)]
+
+    async def own(self) -> _List[ProcessInfo]:
+        """What the library itself has started, which `list` does not show."""
+        return [info for info in await self._every() if info.name == OWN_NAME]
+
+    async def forget(self, info: ProcessInfo) -> None:
+        """Let the guest forget a process; one that runs is ended first, with its tree."""
+        process = await self._handle(info)
+        if info.exit_code is None and info.signal is None:
+            await process.kill()
+        await process.wait()
+
+    async def _every(self) -> _List[ProcessInfo]:
         stream = self._channel.request(Op.PROCESSES)
         try:
-            found: list[ProcessInfo] = []
+            found: _List[ProcessInfo] = []
             async for fields in stream.records():
                 if len(found) == _MOST_PROCESSES:
                     raise FrameError(f"the guest lists more than {_MOST_PROCESSES} processes")
@@ -459,13 +476,16 @@ class Processes:
                 fix="`processes()` lists those that can be attached to.",
                 sandbox_id=self._sandbox_id,
             )
+        return await self._handle(info)
+
+    async def _handle(self, info: ProcessInfo) -> Process:
         stream = self._channel.adopt(info.stream)
         try:
             await stream.started()
         except BaseException:
             stream.detach()
             raise
-        return Process(self._channel, stream, pid, info.command, sandbox_id=self._sandbox_id)
+        return Process(self._channel, stream, info.pid, info.command, sandbox_id=self._sandbox_id)
 
 
 async def _finished(process: Process, stdin: bytes | None) -> ExecResult:
@@ -490,6 +510,11 @@ async def _feed(process: Process, data: bytes) -> None:
     except BrokenPipeError:
         return
     await process.stdin.close()
+
+
+def _counts(info: ProcessInfo) -> bool:
+    """Whether it is anybody's: what was run to its end for one who is gone is nobody's."""
+    return info.background or (info.exit_code is None and info.signal is None)
 
 
 def _info(fields: Fields) -> ProcessInfo:

@@ -27,6 +27,7 @@ class Errno(IntEnum):
 
     E2BIG = 7
     EAGAIN = 11
+    ECONNREFUSED = 111
     ESTALE = 116
 
 

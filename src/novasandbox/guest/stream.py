@@ -215,6 +215,14 @@ class Sender:
             self.sent += size
             await self._stream.writable()
 
+    def begin(self, data: bytes) -> bytes:
+        """The frame of the first bytes, to be sent right behind the request."""
+        assert self.sent == 0
+        assert len(data) <= min(PIECE, self.limit)
+        self._unacknowledged.append((0, data))
+        self.sent = len(data)
+        return encode_data(self._stream.id, STDIN, 0, data)
+
     def end(self) -> None:
         """Nothing follows. Harmless when repeated or after the stream is over."""
         if not self.ended and not self._stream.finished:
