@@ -49,6 +49,7 @@ class Probe:
         self.jail = self._copy(native.path("nova-jail"))
         self.hostile = self._compile("hostile")
         self.deny = self._compile("deny")
+        self.lent = self._compile("lent")
 
     def _copy(self, binary: Path) -> Path:
         copy = self.folder / "nova-jail"

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from novasandbox.core.sandbox import SandboxInfo as SandboxInfo
     from novasandbox.core.template_manager import TemplateManager as TemplateManager
     from novasandbox.errors import NovaError as NovaError
+    from novasandbox.guest.contexts import Context as Context
+    from novasandbox.guest.contexts import Contexts as Contexts
     from novasandbox.guest.files import Change as Change
     from novasandbox.guest.files import FileEvent as FileEvent
     from novasandbox.guest.files import FileInfo as FileInfo
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from novasandbox.guest.process import Output as Output
     from novasandbox.guest.process import Process as Process
     from novasandbox.guest.process import ProcessInfo as ProcessInfo
+    from novasandbox.guest.results import CodeError as CodeError
+    from novasandbox.guest.results import CodeResult as CodeResult
     from novasandbox.guest.transfer import Refused as Refused
 
 __version__ = "0.1.0"
@@ -46,6 +50,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "BaseHypervisor": "core.hypervisor",
     "Change": "guest.files",
+    "CodeError": "guest.results",
+    "CodeResult": "guest.results",
+    "Context": "guest.contexts",
+    "Contexts": "guest.contexts",
     "Event": "core.events",
     "ExecResult": "guest.process",
     "FileEvent": "guest.files",

@@ -35,7 +35,9 @@ def _bare_answer(floor: Floor) -> float:
 
 async def _first_answer() -> float:
     start = time.perf_counter()
-    async with Sandbox.create(vcpus=VCPUS, memory_mib=MEMORY_MIB, disk_mib=DISK_MIB) as sandbox:
+    async with Sandbox.create(
+        vcpus=VCPUS, memory_mib=MEMORY_MIB, disk_mib=DISK_MIB, cold=True
+    ) as sandbox:
         result = await sandbox.exec(ANSWER)
         took = milliseconds(start)
     assert result.stdout == "42\n", result
@@ -69,6 +71,7 @@ async def _jailed_process(floor: Floor) -> float:
             initramfs=floor.artifacts.initramfs,
             rootfs=floor.artifacts.rootfs,
             scratch_base=Path(floor.files.scratch_base),
+            disk=Path(folder) / "own.qcow2",
             scratch_mib=DISK_MIB,
             vcpus=VCPUS,
             memory_mib=MEMORY_MIB,

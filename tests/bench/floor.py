@@ -65,12 +65,13 @@ class Floor:
                 _listen(stack, folder / "qmp.sock"),
                 _listen(stack, folder / "agent.sock"),
                 _create(stack, folder / "scratch.qcow2", os.O_RDWR),
+                _create(stack, folder / "scratch.qcow2", os.O_RDONLY),
                 _create(stack, folder / "console.log", os.O_WRONLY),
             )
             write_empty_layer(fds.disk, DISK_MIB << 20)
             return subprocess.Popen(
-                [self.program.path, *command(self.hardware, self.files, fds)],
-                pass_fds=(fds.qmp, fds.agent, fds.disk, fds.console),
+                [self.program.path, *command(self.hardware, self.files, fds, "own-scratch")],
+                pass_fds=(fds.qmp, fds.agent, fds.disk, fds.disk_reader, fds.console),
                 stdin=subprocess.DEVNULL,
             )
 

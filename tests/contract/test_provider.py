@@ -12,11 +12,20 @@ from pathlib import Path
 import pytest
 
 from novasandbox.core import provider_choice
-from novasandbox.core.hypervisor import BaseHypervisor, Machine, MachineSpec, SandboxConfig
+from novasandbox.core.hypervisor import (
+    MEMORY,
+    STATE,
+    BaseHypervisor,
+    Machine,
+    MachineSpec,
+    SandboxConfig,
+)
 from novasandbox.core.preparation import prepare
 from novasandbox.errors import BootFailed, VmmCrashed
 from novasandbox.guest.channel import Channel
 from novasandbox.guest.client import Guest
+from novasandbox.guest.launch import Launch
+from novasandbox.guest.process import Processes
 from waiting import is_gone, until
 
 pytestmark = pytest.mark.vm
@@ -36,14 +45,16 @@ async def spec(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Machin
     """A machine like that of a sandbox with default settings."""
     config = SandboxConfig()
     with await prepare(config) as prepared:
+        run_dir = tmp_path_factory.mktemp("contract")
         yield MachineSpec(
             id="contract",
-            run_dir=tmp_path_factory.mktemp("contract"),
+            run_dir=run_dir,
             kernel=prepared.kernel,
             initramfs=prepared.initramfs,
             rootfs=prepared.rootfs,
             scratch_base=prepared.scratch,
             scratch_mib=config.disk_mib,
+            disk=run_dir / "first.qcow2",
             vcpus=1,
             memory_mib=256,
             hold_fds=prepared.hold_fds,
@@ -141,3 +152,103 @@ async def test_a_boot_that_cannot_be_leaves_nothing(
         await machine.kill()
         assert is_gone(machine.pid)
     await until(lambda: len(os.listdir("/proc/self/fd")) <= descriptors)
+
+
+async def _ready(machine: Machine, *, takeover: bool = False) -> Channel:
+    channel = channel_to(machine, takeover=takeover)
+    async with asyncio.timeout(100):
+        await channel.open(90)
+    return channel
+
+
+async def _shell(channel: Channel, script: str) -> str:
+    launch = Launch(("/bin/sh", "-c", script), user="root")
+    return (await Processes(channel, "contract").run(launch, None, check=True)).stdout
+
+
+def _folder(parent: Path, name: str) -> Path:
+    folder = parent / name
+    folder.mkdir()
+    return folder
+
+
+async def test_a_saved_machine_lives_on_in_copies_and_copies_of_copies(
+    provider: BaseHypervisor, spec: MachineSpec, tmp_path: Path
+) -> None:
+    booted, first, second = (_folder(tmp_path, name) for name in ("booted", "first", "second"))
+    spec = replace(spec, run_dir=booted, disk=booted / "zero.qcow2")
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def opened(machine: Machine, *, takeover: bool) -> Channel:
+            stack.push_async_callback(machine.kill)
+            channel = await _ready(machine, takeover=takeover)
+            stack.push_async_callback(channel.close)
+            return channel
+
+        async def saved(machine: Machine, folder: Path, layer: Path) -> None:
+            await machine.pause()
+            await machine.save(folder)
+            await machine.freeze_disk(layer)
+            assert await machine.disk_layer() == layer.stem
+            await machine.resume()
+
+        machine = await provider.boot(spec)
+        channel = await opened(machine, takeover=False)
+        # Not synced: it lies in the guest's page cache, and in part on its disk.
+        await _shell(channel, "echo one >/one; dd if=/dev/urandom of=/big bs=1M count=8; touch /a")
+        sums = await _shell(channel, "sync; sha256sum /big; echo two >/two; date +%s")
+        await saved(machine, _folder(booted, "saved"), booted / "one.qcow2")
+        await _shell(channel, "rm /one; echo parent >/two; echo mine >/big; sync")
+
+        memory = booted / "saved" / MEMORY
+        assert memory.stat().st_size == spec.memory_mib << 20
+        child_spec = replace(
+            spec, run_dir=first, disk=first / "two.qcow2", layers=(booted / "zero.qcow2",)
+        )
+        copy = await provider.restore(child_spec, booted / "saved" / STATE, memory)
+        child = await opened(copy, takeover=True)
+        assert await _shell(child, "cat /one /two") == "one\ntwo\n"
+        assert (await _shell(child, "sha256sum /big")).split()[0] == sums.split()[0]
+        await _shell(child, "echo child >/two; echo three >/three")
+        await saved(copy, _folder(first, "saved"), first / "three.qcow2")
+        # Only what has changed since the template was written anew.
+        assert not (first / "saved" / MEMORY).exists()
+        written = (first / "saved" / STATE).stat().st_size
+        assert written < (memory.stat().st_blocks * 512) // 2
+
+        grandchild_spec = replace(
+            spec,
+            run_dir=second,
+            disk=second / "four.qcow2",
+            layers=(booted / "zero.qcow2", first / "two.qcow2"),
+        )
+        grandchild = await provider.restore(grandchild_spec, first / "saved" / STATE, memory)
+        last = await opened(grandchild, takeover=True)
+        assert await _shell(last, "cat /one /two /three") == "one\nchild\nthree\n"
+        assert (await _shell(last, "sha256sum /big")).split()[0] == sums.split()[0]
+        assert await _shell(channel, "cat /two /big") == "parent\nmine\n"
+        assert await _shell(child, "cat /two /three") == "child\nthree\n"
+
+
+async def test_a_state_that_does_not_fit_ends_the_machine(
+    provider: BaseHypervisor, spec: MachineSpec, tmp_path: Path
+) -> None:
+    state = tmp_path / STATE
+    state.write_bytes(b"this is no state")
+    spec = replace(spec, run_dir=tmp_path, disk=tmp_path / "own.qcow2")
+    machine = await provider.restore(spec, state, None)
+    try:
+        async with asyncio.timeout(20):
+            assert await machine.wait()
+    finally:
+        await machine.kill()
+    assert is_gone(machine.pid)
+
+
+async def test_the_signature_of_a_machine_names_its_sizes(
+    provider: BaseHypervisor, spec: MachineSpec
+) -> None:
+    own = await provider.signature(spec)
+    assert own == await provider.signature(replace(spec, run_dir=Path("/elsewhere")))
+    assert own != await provider.signature(replace(spec, memory_mib=spec.memory_mib * 2))
+    assert own != await provider.signature(replace(spec, vcpus=spec.vcpus + 1))

@@ -11,8 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from novasandbox.core import gate as gate_module
-from novasandbox.core import sockets
+from novasandbox.core import sockets, verbs
 from novasandbox.core.gate import Gate
 from novasandbox.core.session import RemoteChannel, call
 from novasandbox.errors import (
@@ -245,7 +244,7 @@ async def test_a_verb_that_fails_in_any_way_is_answered(
         async def fails(*arguments: Any, error: Exception = error) -> None:
             raise error
 
-        monkeypatch.setattr(gate_module, "perform", fails)
+        monkeypatch.setattr(verbs, "perform", fails)
         async with asyncio.timeout(DEADLINE):
             with pytest.raises(kind):
                 await call(client, "pause")

@@ -83,6 +83,49 @@ async def test_a_bind_that_is_not_there_is_named(program: Path) -> None:
         await launch(JailSpec("/x", binds=(Bind("/no/such/file", "/x"),)))
 
 
+def test_the_file_that_is_opened_to_read_only_is_one_option(program: Path) -> None:
+    binds = (Bind(str(program), "/program"), Bind("/some/file", "/memory"))
+    asked = JailSpec("/program", binds=binds, open_read_only="/memory")
+    command = asked.command(Path("/nova-jail"), 9)
+    assert command.count("--open-read-only") == 1
+    at = command.index("--open-read-only")
+    assert command[at + 1] == "/memory"
+    assert at < command.index("--")
+    assert "--open-read-only" not in JailSpec("/program", binds=binds).command(Path("/x"), 9)
+
+
+@pytest.mark.parametrize("binds", [(), (Bind("/some/file", "/memory", "read-write"),)])
+def test_a_file_to_read_only_has_to_be_in_the_room_to_read_only(binds: tuple[Bind, ...]) -> None:
+    with pytest.raises(ValueError, match="/memory"):
+        JailSpec("/program", binds=binds, open_read_only="/memory")
+
+
+async def test_a_program_that_is_lent_a_file_starts_and_ends_like_any_other(
+    program: Path, lease: uids.UidLease | None
+) -> None:
+    asked = spec(program, "exit", "7", lease=lease, open_read_only="/program")
+    assert await (await launch(asked)).wait() == Ending(code=7)
+    sleeps = spec(program, "sleep", lease=lease, open_read_only="/program")
+    process = await launch(sleeps)
+    await process.kill()
+    assert (process.alive, process.supervisor.alive) == (False, False)
+
+
+@pytest.mark.parametrize("missing", ["listener=22", "addfd=22", "process_vm_readv=1"])
+async def test_a_host_that_cannot_lend_a_file_is_told_in_words(
+    missing: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    probe = Probe(tmp_path)
+    jail = tmp_path / "poor-jail"
+    jail.write_text(f'#!/bin/sh\nexec {probe.deny} {missing} {probe.jail} "$@"\n')
+    jail.chmod(0o755)
+    monkeypatch.setattr("novasandbox.native.path", lambda _: jail)
+    with pytest.raises(ProviderUnavailable, match=r"only reads a file .* Linux 5\.9"):
+        await launch(spec(probe.hostile, "sleep", open_read_only="/program"))
+    process = await launch(spec(probe.hostile, "exit", "7"))
+    assert await process.wait() == Ending(code=7)
+
+
 async def test_a_cancelled_start_leaves_no_process(program: Path) -> None:
     task = asyncio.create_task(launch(spec(program, "sleep", env={"A": "cancelled-start"})))
     await asyncio.sleep(0)

@@ -16,7 +16,7 @@ import pytest
 
 import elsewhere
 from novasandbox import Sandbox
-from novasandbox.core import booting, holder, registry
+from novasandbox.core import booting, creation, registry
 from novasandbox.core.hypervisor import SandboxConfig
 from novasandbox.core.preparation import Prepared, prepare
 from novasandbox.core.template_manager import PACKAGED
@@ -84,7 +84,7 @@ def boot_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[byte
         async def with_other_initramfs(config: SandboxConfig) -> Prepared:
             return dataclasses.replace(await prepare(config), initramfs=path)
 
-        monkeypatch.setattr(holder, "prepare", with_other_initramfs)
+        monkeypatch.setattr(creation, "prepare", with_other_initramfs)
 
     return use
 

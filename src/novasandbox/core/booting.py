@@ -1,10 +1,11 @@
-"""From a machine's specification to a guest whose agent has answered."""
+"""From a machine's specification to a guest whose agent has answered: booted, or restored."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Callable
+from pathlib import Path
 
 from novasandbox.core.console import last_words, panic_in
 from novasandbox.core.hypervisor import BaseHypervisor, Machine, MachineSpec
@@ -20,17 +21,20 @@ from novasandbox.guest.channel import Channel
 
 log = logging.getLogger(__name__)
 
-# Under emulation a boot takes about 3 s, on a loaded host several times that.
+# Under emulation a boot takes about 3 s, on a loaded host several times that; a restore 0.1.
 _DEADLINE = 45.0
+_RESTORE_DEADLINE = 30.0
 _ATTEMPTS = 2
 # With less than this a guest may never get as far as to say what it lacks.
 _SCARCE_MIB = 128
 _RETRIED = (BootFailed, GuestPanicked, GuestUnreachable, VmmCrashed)
 
 
-async def boot(
-    hypervisor: BaseHypervisor, spec: MachineSpec, open_channel: Callable[[Machine], Channel]
-) -> tuple[Machine, Channel]:
+Made = tuple[Machine, Channel]
+Open = Callable[[Machine], Channel]
+
+
+async def boot(hypervisor: BaseHypervisor, spec: MachineSpec, open_channel: Open) -> Made:
     """Boot a machine and shake hands with its agent; twice, since emulation fails at times.
 
     Raises BootFailed, GuestPanicked, ProtocolViolation, and what `BaseHypervisor.boot` raises.
@@ -38,23 +42,35 @@ async def boot(
     """
     for attempt in range(1, _ATTEMPTS):
         try:
-            return await _once(hypervisor, spec, open_channel)
+            return await _started(await hypervisor.boot(spec), spec, open_channel, _DEADLINE)
         except _RETRIED as error:
             log.warning("boot %d of %s failed and is tried again: %s", attempt, spec.id, error)
-    return await _once(hypervisor, spec, open_channel)
+            spec.disk.unlink(missing_ok=True)
+    return await _started(await hypervisor.boot(spec), spec, open_channel, _DEADLINE)
 
 
-async def _once(
-    hypervisor: BaseHypervisor, spec: MachineSpec, open_channel: Callable[[Machine], Channel]
-) -> tuple[Machine, Channel]:
-    machine = await hypervisor.boot(spec)
+async def restore(
+    hypervisor: BaseHypervisor,
+    spec: MachineSpec,
+    state: Path,
+    memory: Path | None,
+    open_channel: Open,
+) -> Made:
+    """Restore a machine and shake hands with its agent. Raises as `boot` does."""
+    machine = await hypervisor.restore(spec, state, memory)
+    return await _started(machine, spec, open_channel, _RESTORE_DEADLINE)
+
+
+async def _started(
+    machine: Machine, spec: MachineSpec, open_channel: Open, deadline: float
+) -> Made:
     try:
         channel = open_channel(machine)
     except BaseException:
         await asyncio.shield(asyncio.ensure_future(machine.kill()))
         raise
     try:
-        await _first_answer(machine, channel, spec)
+        await _first_answer(machine, channel, spec, deadline)
     except BaseException:
         await asyncio.shield(asyncio.ensure_future(_give_up(machine, channel)))
         raise
@@ -66,9 +82,11 @@ async def _give_up(machine: Machine, channel: Channel) -> None:
     await machine.kill()
 
 
-async def _first_answer(machine: Machine, channel: Channel, spec: MachineSpec) -> None:
+async def _first_answer(
+    machine: Machine, channel: Channel, spec: MachineSpec, deadline: float
+) -> None:
     """Wait for the agent, or for the machine's end, whichever comes first."""
-    opening = asyncio.create_task(channel.open(_DEADLINE))
+    opening = asyncio.create_task(channel.open(deadline))
     ending = asyncio.create_task(machine.wait())
     try:
         await asyncio.wait((opening, ending), return_when=asyncio.FIRST_COMPLETED)
@@ -80,7 +98,7 @@ async def _first_answer(machine: Machine, channel: Channel, spec: MachineSpec) -
         if ending.done() or isinstance(failure, OSError):
             raise _ended(machine, await ending, spec)
         raise BootFailed(
-            f"the guest gave no sign of life within {_DEADLINE:g} s",
+            f"the guest gave no sign of life within {deadline:g} s",
             why=last_words(machine.console()),
             fix=_more_memory(spec) if spec.memory_mib < _SCARCE_MIB else None,
             sandbox_id=spec.id,

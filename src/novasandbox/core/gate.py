@@ -13,7 +13,7 @@ import errno
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from novasandbox.core import sockets
 from novasandbox.core.exhaustion import host_limits
@@ -231,6 +231,9 @@ class _Client(asyncio.Protocol):
 
     async def _answer(self, call: bytes) -> bytes:
         """What a verb gave, or its error, as JSON. Whatever happens: somebody waits for it."""
+        # The verbs stand on the holder, which opens this gate.
+        from novasandbox.core.verbs import perform
+
         failure: Exception
         try:
             with host_limits():
@@ -270,23 +273,3 @@ def failure_text(error: BaseException) -> bytes:
         if len(text) <= _MOST_FAILURE:
             break
     return text
-
-
-async def perform(holder: Holder, name: str, arguments: dict[str, Any]) -> Any:
-    """Do one of the holder's own verbs. Raises InvalidRequest for an unknown one."""
-    match name:
-        case "set_timeout":
-            return await holder.set_timeout(arguments["seconds"])
-        case "pause":
-            return await holder.pause()
-        case "resume":
-            return await holder.resume()
-        case "kill":
-            return await holder.kill()
-        case "metrics":
-            return await holder.machine_metrics()
-        case "expose":
-            return await holder.expose(int(arguments["port"]), int(arguments["host_port"]))
-        case "unexpose":
-            return await holder.unexpose(int(arguments["port"]))
-    raise InvalidRequest(f"the holder knows no verb {name!r}")

@@ -9,30 +9,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from novasandbox.core import provider_choice, registry
-from novasandbox.core.booting import boot
+from novasandbox.core import registry, warming
 from novasandbox.core.console import panic_in
 from novasandbox.core.events import EventLog, read_events
-from novasandbox.core.exhaustion import host_limits
 from novasandbox.core.gate import Gate
+from novasandbox.core.ground import Ground
 from novasandbox.core.hypervisor import (
     Machine,
-    MachineSpec,
     SandboxConfig,
     SandboxState,
     check_transition,
     require_state,
 )
-from novasandbox.core.owner import Owner
+from novasandbox.core.making import Made, Place
 from novasandbox.core.ports import Ports
-from novasandbox.core.preparation import Prepared, prepare
 from novasandbox.core.registry import Record
 from novasandbox.errors import (
     GuestPanicked,
@@ -46,9 +42,14 @@ from novasandbox.errors import (
 from novasandbox.guest.channel import Channel
 from novasandbox.guest.client import Guest
 
+if TYPE_CHECKING:
+    from novasandbox.core.template import Template
+
 log = logging.getLogger(__name__)
 
 _ANSWER_DEADLINE = 15.0
+# A guest that takes longer to read what was sent to it may be saved in the middle of a frame.
+_BARRIER_DEADLINE = 1.0
 # How often a guest that somebody waits for is asked for an answer, and how long it may take.
 _PULSE = 20.0
 _SILENCE = 60.0
@@ -67,151 +68,163 @@ class Holder:
         self._watches: list[asyncio.Task[None]] = []
         self._ending: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
+        self._moving = asyncio.Lock()
         self._failure: NovaError | None = None
         self._events = EventLog(record.directory / "events.jsonl")
         self.ended = asyncio.Event()
         self.on_end: Callable[[Holder], None] | None = None
+        self.on_child: Callable[[Holder], None] | None = None
 
-    # Making one.
+    # How it comes to be: see `creation.py`.
 
-    @classmethod
-    async def create(cls, config: SandboxConfig) -> Holder:
-        """Make a sandbox and hold it. Whatever goes wrong, nothing is left behind.
-
-        Raises InvalidConfig, TemplateNotFound, NameTaken, Unavailable kinds, BootFailed,
-        GuestPanicked.
-        """
-        with host_limits():
-            return await cls._create(config)
-
-    @classmethod
-    async def _create(cls, config: SandboxConfig) -> Holder:
-        await asyncio.to_thread(registry.collect_leftovers)
-        provider, probe = await provider_choice.choose(config.provider)
-        with await prepare(config) as prepared:
-            record = await _new_record(config)
-            holder = cls(replace(record, provider=provider.name))
-            holder._note("created", template=prepared.template)
-            try:
-                await holder._boot(config, prepared, provider.name)
-                await holder._settle(config, prepared)
-            except BaseException as error:
-                await holder._abandon(error)
-                raise
-        log.debug("sandbox %s runs on %s (%s)", holder.id, provider.name, probe.accelerator)
-        return holder
-
-    @classmethod
-    async def adopt(cls, record: Record) -> Holder:
-        """Take over a sandbox whose holder died.
-
-        Raises VmmCrashed when its machine is gone. Whatever else goes wrong is raised too, and
-        leaves the sandbox as it was: the next one may try.
-        """
-        if record.provider is None or record.machine is None:
-            raise VmmCrashed("the sandbox never got a machine", sandbox_id=record.id)
-        holder = cls(record)
-        provider = provider_choice.load(record.provider)
+    @contextlib.asynccontextmanager
+    async def abandoned_on_failure(self) -> AsyncIterator[None]:
+        """What goes wrong in this block is the end of a half-made sandbox."""
         try:
-            holder._machine = await provider.adopt(record.directory, record.machine)
-            holder.channel = holder._new_channel(holder._machine, takeover=True)
-            await holder._shake_hands()
-            holder.record = registry.change(record, owner=Owner.self())
-            await holder._serve()
-            await holder._reopen_ports()
-        except VmmCrashed as error:
-            await holder._abandon(error)
+            yield
+        except BaseException as error:
+            await self.abandon(error)
             raise
-        except BaseException:
-            await asyncio.shield(asyncio.ensure_future(holder.let_go()))
-            with contextlib.suppress(OSError):
-                registry.save(record)
-            raise
-        holder._note("adopted")
-        return holder
 
-    async def _shake_hands(self) -> None:
+    async def sleep_on(self, slept: Record) -> None:
+        """A waking went wrong: what was begun is given back, and the record is as before."""
+        if self._gate is not None:
+            await self._gate.close(None)
+        await self._close_doors(GuestUnreachable("it was not woken", sandbox_id=self.id))
+        await self._drop_machine()
+        with contextlib.suppress(OSError):
+            registry.save(replace(slept, machine=None))
+
+    async def fall_asleep(self, reason: NovaError, *, briefly: bool = False) -> None:
+        """Give back the machine of a sandbox whose record says that it is hibernated.
+
+        The next request through this process wakes it. briefly: this process wakes it at once,
+        and the doors stay open.
+        """
+        await self._close_ports()
+        # Before the machine ends, which is no loss now.
+        assert self.channel is not None
+        self.channel.doze(reason, self.rouse)
+        machine, self._machine = self._machine, None
+        if machine is not None:
+            await machine.kill()
+        if briefly:
+            return
+        self.record = registry.change(self.record, machine=None, owner=None)
+        self.note("hibernated")
+        gate, self._gate = self._gate, None
+        if gate is not None:
+            # Apart, since a call through the gate may wait for this very task.
+            self._closing = asyncio.create_task(gate.close(reason))
+        if self.on_end is not None:
+            self.on_end(self)
+
+    async def rouse(self) -> None:
+        """Wake it again, which this process had put to sleep."""
+        from novasandbox.core import creation  # It stands on this module.
+
+        if await creation.wake(self.id, self) is None:
+            raise GuestUnreachable(
+                "another process holds the sandbox now",
+                fix=f"Sandbox.connect({self.id!r}) reaches it there.",
+                sandbox_id=self.id,
+            )
+
+    async def take_over(self, machine: Machine) -> None:
         """Attach to a guest that ran for another holder; a paused one runs for that long.
 
         It is resumed in any case: the other one may have died in the middle of a pause.
         """
-        assert self._machine is not None
-        assert self.channel is not None
-        await self._machine.resume()
+        self._machine = machine
+        self.channel = self._new_channel(machine, takeover=True)
+        await machine.resume()
         await self.channel.open(_ANSWER_DEADLINE)
         if self.state is SandboxState.PAUSED:
-            await self._stand_still()
+            await self.stand_still()
 
-    async def _boot(self, config: SandboxConfig, prepared: Prepared, name: str) -> None:
-        owner = _owner_descriptor()
-        spec = MachineSpec(
-            id=self.id,
-            run_dir=self.record.directory,
-            kernel=prepared.kernel,
-            initramfs=prepared.initramfs,
-            rootfs=prepared.rootfs,
-            scratch_base=prepared.scratch,
-            scratch_mib=config.disk_mib,
-            vcpus=config.vcpus,
-            memory_mib=config.memory_mib,
-            owner_fd=owner,
-            hold_fds=prepared.hold_fds,
-            strict=is_strict(config),
+    def place(self, config: SandboxConfig) -> Place:
+        """Where its machine is made."""
+        return Place(self.id, self.record.directory, config, self._starting)
+
+    def holds(self, made: Made) -> None:
+        """This is its machine from here on."""
+        self._machine, self.channel = made.machine, made.channel
+
+    def has(self, made: Made) -> None:
+        """This is its machine, for good: it is written down."""
+        self.holds(made)
+        self.record = registry.change(
+            self.record, ground=made.ground.as_data(), disk=made.disk.stem
         )
-        try:
-            self._machine, self.channel = await boot(
-                provider_choice.load(name), spec, self._starting
-            )
-        finally:
-            if owner is not None:
-                os.close(owner)
 
-    def _starting(self, machine: Machine) -> Channel:
+    def _starting(self, machine: Machine, takeover: bool) -> Channel:
         """The machine's process runs: from here on somebody else could find and end it."""
         self.record = registry.change(
             self.record,
             accelerator=machine.accelerator,
             machine=machine.record(),
         )
-        return self._new_channel(machine, takeover=False)
+        return self._new_channel(machine, takeover=takeover)
 
     def _new_channel(self, machine: Machine, *, takeover: bool) -> Channel:
+        token = bytes.fromhex(self.record.token)
+        if self.channel is not None:
+            # It slept; whoever has a handle goes on with it.
+            self.channel.renew(machine.dial, holder=token)
+            return self.channel
         return Channel(
             machine.dial,
-            holder=bytes.fromhex(self.record.token),
+            holder=token,
             takeover=takeover,
             on_lost=self._reason_for_loss,
         )
 
-    async def _settle(self, config: SandboxConfig, prepared: Prepared) -> None:
-        """Make the guest ours, then open the doors."""
+    async def settle(
+        self,
+        config: SandboxConfig,
+        ground: Ground | None,
+        env: Mapping[str, str] | None = None,
+        template: Template | None = None,
+    ) -> None:
+        """Make the guest ours, then open the doors.
+
+        ground: what the template sets. None: the guest keeps what it had as another's, but
+        for what `config` names and for `env`. template: the one whose hooks are run.
+        """
         assert self.channel is not None
         await Guest(self.channel, self.id).configure(
             hostname=config.name or f"nova-{self.id}",
-            user=config.user or prepared.user,
-            cwd=config.cwd or prepared.cwd,
-            env={**prepared.env, **config.env},
+            user=config.user or (ground.user if ground else None),
+            cwd=config.cwd or (ground.cwd if ground else None),
+            env={**ground.env, **config.env} if ground else env,
         )
+        if ground is not None and config.user not in (None, ground.user):
+            await warming.end_interpreter(self.channel)
+        if template is not None:
+            await warming.after_restore(self.channel, template)
         deadline = None if config.timeout is None else time.time() + config.timeout
+        # Before anybody can read that it runs.
+        await self.serve()
         self.record = registry.change(self.record, state=SandboxState.RUNNING, deadline=deadline)
         if config.detach:
             assert self._machine is not None
             # Until now it would have died with us; from here on the next holder finds it.
             self._machine.outlive_owner()
-        await self._serve()
-        self._note("running", accelerator=self.record.accelerator)
+        self.watch_time()
+        self.note("running", accelerator=self.record.accelerator)
 
-    async def _serve(self) -> None:
+    async def serve(self) -> None:
+        """Open the doors, and watch machine and guest."""
         assert self.channel is not None
         assert self._machine is not None
         self._ports = Ports(self.channel, self.id)
-        self._gate = Gate(self, self.record.directory / "api.sock")
-        await self._gate.open()
+        if self._gate is None:
+            self._gate = Gate(self, self.record.directory / "api.sock")
+            await self._gate.open()
         self._watches = [
             asyncio.create_task(self._watch_machine(self._machine)),
             asyncio.create_task(self._watch_guest(self.channel)),
         ]
-        self._set_timer()
 
     # What others ask of it.
 
@@ -236,18 +249,19 @@ class Holder:
         self._require(SandboxState.RUNNING, SandboxState.PAUSED, verb="set a timeout")
         deadline = None if seconds is None else time.time() + seconds
         self.record = registry.change(self.record, deadline=deadline)
-        self._set_timer()
-        self._note("timeout", seconds=seconds)
+        self.watch_time()
+        self.note("timeout", seconds=seconds)
 
     async def pause(self) -> None:
         """Stop the vCPUs. Raises IllegalTransition unless it runs."""
-        self._require(SandboxState.RUNNING, verb="pause")
-        await self._stand_still()
-        try:
-            self._become(SandboxState.PAUSED)
-        except BaseException:
-            await self._go_on()
-            raise
+        async with self._moving:
+            self._require(SandboxState.RUNNING, verb="pause")
+            await self.stand_still()
+            try:
+                self._become(SandboxState.PAUSED)
+            except BaseException:
+                await self._go_on()
+                raise
 
     async def _go_on(self) -> None:
         assert self._machine is not None
@@ -255,7 +269,8 @@ class Holder:
         await self._machine.resume()
         self.channel.refusal = None
 
-    async def _stand_still(self) -> None:
+    async def stand_still(self) -> None:
+        """Stop the vCPUs, and refuse requests as long as they stand."""
         assert self._machine is not None
         assert self.channel is not None
         await self._machine.pause()
@@ -268,10 +283,11 @@ class Holder:
 
     async def resume(self) -> None:
         """Let the vCPUs run again; the guest's clock is set right."""
-        self._require(SandboxState.PAUSED, verb="resume")
-        assert self.channel is not None
-        await self._go_on()
-        self._become(SandboxState.RUNNING)
+        async with self._moving:
+            self._require(SandboxState.PAUSED, verb="resume")
+            assert self.channel is not None
+            await self._go_on()
+            self._become(SandboxState.RUNNING)
         await Guest(self.channel, self.id).set_clock()
 
     async def machine_metrics(self) -> dict[str, Any]:
@@ -286,7 +302,7 @@ class Holder:
         assert self._ports is not None
         address = await self._ports.expose(port, host_port)
         self._remember_ports()
-        self._note("exposed", port=port, address=address)
+        self.note("exposed", port=port, address=address)
         return address
 
     async def unexpose(self, port: int) -> None:
@@ -302,7 +318,8 @@ class Holder:
         ports = {str(port): host for port, host in self._ports.table.items()}
         self.record = registry.change(self.record, ports=ports)
 
-    async def _reopen_ports(self) -> None:
+    async def reopen_ports(self) -> None:
+        """Expose again what was exposed for another holder."""
         assert self._ports is not None
         for port, host_port in self.record.ports.items():
             with contextlib.suppress(NovaError, OSError):
@@ -311,6 +328,13 @@ class Holder:
 
     async def kill(self) -> None:
         """End it now. Harmless when repeated."""
+        if self.state is SandboxState.HIBERNATED:
+            # Whoever may hold it by now: it has no time to see it coming.
+            await asyncio.to_thread(registry.end_unheld, self.id)
+            self._failure = SandboxFailed("the sandbox was ended", sandbox_id=self.id)
+            await self._close_doors(self._failure)
+            self.record = replace(self.record, state=SandboxState.STOPPED)
+            return
         await self._end(SandboxState.STOPPED, "it was killed")
 
     async def let_go(self) -> None:
@@ -321,6 +345,30 @@ class Holder:
         if self._machine is not None:
             await self._machine.let_go()
         self.ended.set()
+
+    @contextlib.asynccontextmanager
+    async def still(self) -> AsyncIterator[Machine]:
+        """In this block the guest stands still and has taken whole frames only.
+
+        Raises IllegalTransition unless it runs or is paused.
+        """
+        async with self._moving:
+            self._require(SandboxState.RUNNING, SandboxState.PAUSED, verb="save it")
+            machine, channel = self._require_machine(), self.channel
+            assert channel is not None
+            if not self._runs():
+                yield machine
+                return
+            async with channel.held(_BARRIER_DEADLINE):
+                await machine.pause()
+                try:
+                    yield machine
+                finally:
+                    if self._machine is machine:
+                        await machine.resume()
+            if self._machine is machine:
+                # It has missed that time.
+                await Guest(channel, self.id).set_clock()
 
     def _runs(self) -> bool:
         return self.record.state is SandboxState.RUNNING
@@ -340,11 +388,12 @@ class Holder:
     def _become(self, state: SandboxState) -> None:
         check_transition(self.state, state, self.id)
         self.record = registry.change(self.record, state=state)
-        self._note(state.value)
+        self.note(state.value)
 
     # How it ends.
 
-    def _set_timer(self) -> None:
+    def watch_time(self) -> None:
+        """End it at its deadline, as its record has it."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -445,7 +494,7 @@ class Holder:
             if self.on_end is not None:
                 self.on_end(self)
 
-    async def _abandon(self, error: BaseException) -> None:
+    async def abandon(self, error: BaseException) -> None:
         """Give back what a half-made sandbox holds."""
         reason = str(error) or type(error).__name__
         await asyncio.shield(asyncio.ensure_future(self._finish_abandoned(reason)))
@@ -460,13 +509,16 @@ class Holder:
         await asyncio.to_thread(registry.bury, self.record, SandboxState.FAILED, reason)
         self.ended.set()
 
-    async def _close_doors(self, error: BaseException) -> None:
+    async def _close_ports(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
         for watch in self._watches:
             watch.cancel()
         if self._ports is not None:
             await self._ports.close()
+
+    async def _close_doors(self, error: BaseException) -> None:
+        await self._close_ports()
         if self.channel is not None:
             await self.channel.close(error)
 
@@ -477,7 +529,8 @@ class Holder:
         if machine is not None:
             await machine.kill()
 
-    def _note(self, kind: str, **detail: Any) -> None:
+    def note(self, kind: str, **detail: Any) -> None:
+        """Write an event down."""
         with contextlib.suppress(OSError):
             self._events.add(kind, **detail)
 
@@ -488,28 +541,3 @@ def events_of(directory: Path) -> list[Mapping[str, Any]]:
         {"time": event.time, "kind": event.kind, **event.detail}
         for event in read_events(directory / "events.jsonl")
     ]
-
-
-def _owner_descriptor() -> int | None:
-    """A descriptor that becomes readable when this process ends.
-
-    It follows the process, not a copy of the descriptor in some child that outlives it.
-    """
-    pidfd_open = getattr(os, "pidfd_open", None)
-    return None if pidfd_open is None else int(pidfd_open(os.getpid()))
-
-
-def is_strict(config: SandboxConfig) -> bool:
-    """Whether a host that cannot give every part of the jail is refused."""
-    return os.environ.get("NOVA_STRICT_JAIL") == "1" if config.strict is None else config.strict
-
-
-async def _new_record(config: SandboxConfig) -> Record:
-    """A record on disk; when the caller is cancelled meanwhile, none."""
-    making = asyncio.ensure_future(asyncio.to_thread(registry.create, config, Owner.self()))
-    try:
-        return await asyncio.shield(making)
-    except asyncio.CancelledError:
-        record = await making
-        await asyncio.to_thread(registry.bury, record, SandboxState.FAILED, "it was given up")
-        raise

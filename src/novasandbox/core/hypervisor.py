@@ -126,6 +126,7 @@ class SandboxConfig:
     provider: str = "auto"
     kernel: str | None = None
     strict: bool | None = None
+    cold: bool = False
     detach: bool = False
 
     def __post_init__(self) -> None:
@@ -145,7 +146,6 @@ class SandboxConfig:
     def _refuse_what_is_not_there(self) -> None:
         missing = {
             "image": self.image is not None,
-            "snapshot": self.snapshot is not None,
             "network": self.network is not None,
             f"on_timeout={self.on_timeout!r}": self.on_timeout != "kill",
         }
@@ -232,7 +232,9 @@ class MachineSpec:
     run_dir: the machine's own directory, for its sockets and logs.
     kernel, initramfs, rootfs: files shared by many machines, never written.
     scratch_mib: MiB of the machine's own disk. scratch_base: an empty, formatted disk of
-    that size, shared, which the machine's own layer starts from.
+    that size, shared. layers: what was written on top of it by others, the oldest first,
+    shared and never written. disk: the layer on top, the machine's own; it is made where it
+    is missing, and its name is like that of no other layer.
     owner_fd: a descriptor that reads end-of-file when the owner dies; the machine then
     ends within a second. None: it lives until it is stopped.
     hold_fds: descriptors that must stay open as long as the machine lives (locks).
@@ -246,11 +248,17 @@ class MachineSpec:
     rootfs: Path
     scratch_base: Path
     scratch_mib: int
+    disk: Path
     vcpus: int
     memory_mib: int
+    layers: tuple[Path, ...] = ()
     owner_fd: int | None = None
     hold_fds: tuple[int, ...] = ()
     strict: bool = False
+
+
+STATE, MEMORY = "state", "memory"
+"""Names of the files that `Machine.save` writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +299,31 @@ class Machine(abc.ABC):
     @abc.abstractmethod
     async def resume(self) -> None:
         """Let the vCPUs run. Raises VmmCrashed."""
+
+    @abc.abstractmethod
+    async def save(self, folder: Path) -> None:
+        """Write what the paused machine is, apart from its disk, into files of `folder`.
+
+        STATE is always among them. A machine that was booted writes all its memory, to
+        MEMORY; one that was restored puts what has changed since into STATE, and whoever
+        restores it again needs the MEMORY that it came from.
+
+        Raises VmmCrashed, OperationFailed, OSError (the disk is full), and ProviderUnavailable
+        where this host forbids it. The machine is as it was.
+        """
+
+    @abc.abstractmethod
+    async def freeze_disk(self, layer: Path) -> None:
+        """Lay a new empty layer, the file `layer`, on the paused machine's disk.
+
+        What the machine wrote before is written no more, by nobody, and may be shared. Takes
+        the same time however much that is. Raises VmmCrashed, OperationFailed, OSError; the
+        disk is then as it was.
+        """
+
+    @abc.abstractmethod
+    async def disk_layer(self) -> str:
+        """The name, without its suffix, of the layer that the machine writes."""
 
     @abc.abstractmethod
     async def wait(self) -> str:
@@ -336,6 +369,25 @@ class BaseHypervisor(abc.ABC):
 
         Raises ProviderUnavailable, BootFailed, HostResourceExhausted. Whatever goes wrong,
         nothing is left behind.
+        """
+
+    @abc.abstractmethod
+    async def restore(self, spec: MachineSpec, state: Path, memory: Path | None) -> Machine:
+        """Start a machine from what `Machine.save` wrote of another; it runs at once.
+
+        spec: like the other's but for its names, and with the layers that were frozen when it
+        was saved. memory: the file that the other's memory is to be completed from; None when
+        it had none. Both files are shared and never written.
+
+        Raises ProviderUnavailable, BootFailed, HostResourceExhausted. Whatever goes wrong,
+        nothing is left behind. A state that does not fit ends the machine soon.
+        """
+
+    @abc.abstractmethod
+    async def signature(self, spec: MachineSpec) -> Mapping[str, Any]:
+        """What a saved machine depends on, as JSON data: where it differs, it cannot be restored.
+
+        Of `spec` only vcpus, memory_mib and kernel count.
         """
 
     @abc.abstractmethod

@@ -19,11 +19,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from novasandbox.core import registry, sockets
+from novasandbox.core import creation, registry, sockets
 from novasandbox.core.gate import CONTROL, failure_text
 from novasandbox.core.holder import Holder
 from novasandbox.core.home import home, run_dir
-from novasandbox.core.hypervisor import SandboxConfig
+from novasandbox.core.hypervisor import SandboxConfig, SandboxState
 from novasandbox.core.registry import Record
 from novasandbox.errors import InvalidRequest, NovaError, OutcomeUnknown, Unavailable
 from novasandbox.guest.frames import (
@@ -109,7 +109,7 @@ class Keeper:
         """Make a sandbox; gives its id."""
         self._making += 1
         try:
-            holder = await Holder.create(SandboxConfig(**{**settings, "detach": True}))
+            holder = await creation.create(SandboxConfig(**{**settings, "detach": True}))
         finally:
             self._making -= 1
             self._rest()
@@ -132,18 +132,21 @@ class Keeper:
             await asyncio.gather(*(self._adopt(each) for each in records if self._is_orphan(each)))
 
     def _is_orphan(self, record: Record) -> bool:
+        if record.state is SandboxState.HIBERNATED:
+            return False
         held = record.owner is not None and record.owner.alive
         return bool(record.config.get("detach")) and not held and record.id not in self._holders
 
     async def _adopt(self, record: Record) -> None:
         try:
-            self._hold(await Holder.adopt(record))
+            self._hold(await creation.adopt(record))
         except (NovaError, OSError) as error:
             log.warning("could not take over %s: %s", record.id, error)
 
     def _hold(self, holder: Holder) -> None:
         self._holders[holder.id] = holder
         holder.on_end = self._forget
+        holder.on_child = self._hold
         if holder.ended.is_set():
             self._forget(holder)
         self._rest()
@@ -151,6 +154,17 @@ class Keeper:
     def _forget(self, holder: Holder) -> None:
         self._holders.pop(holder.id, None)
         self._rest()
+
+    async def wake(self, identity: str) -> None:
+        """Wake a sandbox and hold it, unless somebody else has done so."""
+        self._making += 1
+        try:
+            holder = await creation.wake(identity)
+        finally:
+            self._making -= 1
+            self._rest()
+        if holder is not None:
+            self._hold(holder)
 
     async def kill(self, identity: str) -> None:
         """End a sandbox of ours that nobody came to know of."""
@@ -232,6 +246,8 @@ class _Caller(asyncio.Protocol):
         match name:
             case "create":
                 return await self._keeper.create(arguments["settings"])
+            case "wake":
+                return await self._keeper.wake(str(arguments["id"]))
             case "kill":
                 return await self._keeper.kill(str(arguments["id"]))
             case "adopt":
@@ -263,24 +279,26 @@ async def ensure_keeper(*, adopt: str | None = None) -> None:
 
 async def take_back(identity: str) -> None:
     """Have the keeper end a sandbox that it made for us, and that nobody will use."""
-    from novasandbox.core.session import RemoteChannel, call
+    await _ask("kill", id=identity)
 
-    channel = RemoteChannel(_dial_keeper, holder=os.urandom(16))
-    await channel.open(_START_DEADLINE)
-    try:
-        await call(channel, "kill", id=identity)
-    finally:
-        await channel.close()
+
+async def wake_detached(identity: str) -> None:
+    """Have the keeper wake a sandbox and hold it."""
+    await _ask("wake", id=identity)
 
 
 async def create_detached(settings: Mapping[str, Any]) -> str:
     """Have the keeper make a sandbox; gives its id. Cancelling takes it back."""
+    return str(await _ask("create", settings=dict(settings)))
+
+
+async def _ask(verb: str, **arguments: Any) -> Any:
     from novasandbox.core.session import RemoteChannel, call
 
     channel = RemoteChannel(_dial_keeper, holder=os.urandom(16))
     await channel.open(_START_DEADLINE)
     try:
-        return str(await call(channel, "create", settings=dict(settings)))
+        return await call(channel, verb, **arguments)
     finally:
         await channel.close()
 

@@ -116,3 +116,12 @@ def _boot() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
+
+
+def owner_descriptor() -> int | None:
+    """A descriptor that becomes readable when this process ends.
+
+    It follows the process, not a copy of the descriptor in some child that outlives it.
+    """
+    pidfd_open: Callable[[int], int] | None = getattr(os, "pidfd_open", None)
+    return None if pidfd_open is None else pidfd_open(os.getpid())

@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from novasandbox.core.ground import Ground
 from novasandbox.core.hypervisor import DEFAULT_TEMPLATE, SandboxConfig
-from novasandbox.errors import InvalidConfig
+from novasandbox.errors import InvalidConfig, SnapshotInvalid
 
 if TYPE_CHECKING:
+    from novasandbox.core.template import Template
     from novasandbox.images.locks import Hold
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a template gives a machine; its files are held against removal until the block ends.
+    """What a machine needs of files; they are held against removal until the block ends.
 
-    user, cwd, env: what the template sets for every command.
+    kernel, initramfs, rootfs, scratch: paths. ground: the same by their lasting names, and
+    what the template sets for every command. template: None for what was made earlier.
     """
 
-    template: str
-    user: str
-    cwd: str
-    env: Mapping[str, str]
+    ground: Ground
     kernel: Path
     initramfs: Path
     rootfs: Path
     scratch: Path
     holds: tuple[Hold, ...]
+    template: Template | None = None
 
     @property
     def hold_fds(self) -> tuple[int, ...]:
@@ -72,14 +72,57 @@ async def prepare(config: SandboxConfig) -> Prepared:
         )
     disk = await scratch.obtain(manager.store, config.disk_mib)
     hold = await asyncio.to_thread(manager.hold, artifacts)
-    return Prepared(
+    objects = manager.store.objects
+    image = disk.path / scratch.IMAGE
+    ground = Ground(
         template=name,
         user=artifacts.template.user,
         cwd=artifacts.template.workdir,
         env=artifacts.template.env,
+        bundle=artifacts.key,
+        kernel=str(artifacts.kernel.relative_to(objects)),
+        initramfs=str(artifacts.initramfs.relative_to(objects)),
+        rootfs=str(artifacts.rootfs.relative_to(objects)),
+        scratch=str(image.relative_to(objects)),
+    )
+    return Prepared(
+        ground=ground,
         kernel=artifacts.kernel,
         initramfs=artifacts.initramfs,
         rootfs=artifacts.rootfs,
-        scratch=disk.path / scratch.IMAGE,
+        scratch=image,
         holds=(hold,),
+        template=artifacts.template,
+    )
+
+
+def stand_on(ground: Ground) -> Prepared:
+    """The files of a ground that was kept in a record.
+
+    Raises SnapshotInvalid where one of them is missing or damaged.
+    """
+    from novasandbox.images.store import Store
+
+    store = Store()
+    holds: list[Hold] = []
+    try:
+        for key in sorted(ground.keys):
+            holds.append(store.hold(key))
+            if store.find(key) is None:
+                raise FileNotFoundError(key)
+    except FileNotFoundError as error:
+        for hold in holds:
+            hold.close()
+        raise SnapshotInvalid(
+            "what the snapshot stands on is missing or damaged",
+            why=f"{error.args[-1]} of the template {ground.template!r} is not in the store",
+            fix="It cannot be restored any more: remove it.",
+        ) from error
+    return Prepared(
+        ground=ground,
+        kernel=store.objects / ground.kernel,
+        initramfs=store.objects / ground.initramfs,
+        rootfs=store.objects / ground.rootfs,
+        scratch=store.objects / ground.scratch,
+        holds=tuple(holds),
     )

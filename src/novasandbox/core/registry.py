@@ -18,7 +18,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from novasandbox.core import layers, snapshots
 from novasandbox.core.atomic import read_json, write_json
+from novasandbox.core.ground import Ground
 from novasandbox.core.home import run_dir
 from novasandbox.core.hypervisor import SandboxConfig, SandboxState
 from novasandbox.core.owner import Owner
@@ -42,7 +44,9 @@ class Record:
 
     created, deadline: seconds since the epoch; deadline None: no end. owner: the process
     that holds it. machine: what its provider needs to adopt it. token: the holder's name
-    towards the guest, 32 hex digits.
+    towards the guest, 32 hex digits. ground: what it stands on (`core/ground.py`), once it
+    has a machine. disk: the id of its own layer. origin: the snapshot that it came from, or
+    went back to, or took last. asleep: while it hibernates, what wakes it (`core/sleeping.py`).
     """
 
     id: str
@@ -58,6 +62,10 @@ class Record:
     reason: str | None = None
     expired: bool = False
     ports: Mapping[str, int] = field(default_factory=dict)
+    ground: Mapping[str, Any] | None = None
+    disk: str | None = None
+    origin: str | None = None
+    asleep: Mapping[str, Any] | None = None
 
     @property
     def name(self) -> str | None:
@@ -69,6 +77,11 @@ class Record:
     def directory(self) -> Path:
         """Its directory."""
         return run_dir() / self.id
+
+    @property
+    def settings(self) -> SandboxConfig:
+        """What it was made with; the values of `env` are not known any more."""
+        return SandboxConfig(**{**self.config, "env": dict.fromkeys(self.config["env"], "***")})
 
     def as_data(self) -> dict[str, Any]:
         """As JSON data."""
@@ -110,8 +123,11 @@ def change(record: Record, **values: Any) -> Record:
     return save(replace(record, **values))
 
 
-def create(config: SandboxConfig, owner: Owner) -> Record:
-    """Make a directory and a record, in state CREATING. Raises NameTaken."""
+def create(config: SandboxConfig, owner: Owner, **more: Any) -> Record:
+    """Make a directory and a record, in state CREATING. Raises NameTaken.
+
+    more: of its fields.
+    """
     with _lock():
         if config.name is not None:
             taken = next((r for r in records() if r.name == config.name), None)
@@ -128,6 +144,7 @@ def create(config: SandboxConfig, owner: Owner) -> Record:
             config=config_data(config),
             token=secrets.token_hex(16),
             owner=owner,
+            **more,
         )
         record.directory.mkdir(mode=0o700)
         try:
@@ -238,7 +255,37 @@ def bury(record: Record, state: SandboxState, reason: str, *, expired: bool = Fa
         for path in kept[:-_NOTES_KEPT]:
             path.unlink(missing_ok=True)
     shutil.rmtree(record.directory, ignore_errors=True)
+    ground = Ground.load(record.ground)
+    if ground is not None and ground.own_layers:
+        layers.sweep(used_layers(), ground.own_layers)
     return ended
+
+
+def used_layers() -> set[str]:
+    """The layers of disks that a sandbox or a snapshot needs."""
+    return {layer for ground in _grounds() for layer in ground.own_layers}
+
+
+def used_artifacts() -> set[str]:
+    """The artifacts that a sandbox, asleep or not, or a snapshot needs."""
+    return {key for ground in _grounds() for key in ground.keys}
+
+
+def _grounds() -> Iterator[Ground]:
+    for record in records():
+        ground = Ground.load(record.ground)
+        if ground is not None:
+            yield ground
+    for kept in snapshots.all_kept():
+        yield kept.ground
+
+
+def remove_snapshot(id_or_name: str) -> None:
+    """Remove a snapshot, and its layers of the disk where nobody else needs them."""
+    with _lock():
+        kept = snapshots.find(id_or_name)
+        snapshots.discard(kept)
+        layers.sweep(used_layers(), kept.ground.own_layers)
 
 
 def collect_leftovers() -> list[Record]:
@@ -277,7 +324,9 @@ def end_unheld(identity: str) -> None:
 
 
 def is_leftover(record: Record) -> bool:
-    """Whether its holder died, and no keeper can take it over."""
+    """Whether its holder died, and neither a keeper can take it over nor does it sleep."""
+    if record.state is SandboxState.HIBERNATED:
+        return False
     if record.owner is not None and record.owner.alive:
         return False
     machine = Owner.load(record.machine)

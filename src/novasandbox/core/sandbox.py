@@ -9,18 +9,33 @@ from dataclasses import dataclass, field, fields
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from novasandbox.core import registry
+from novasandbox.core import creation, registry, snapshots
 from novasandbox.core.events import Event, read_events
-from novasandbox.core.holder import Holder, is_strict
+from novasandbox.core.exhaustion import host_limits
 from novasandbox.core.hypervisor import DEFAULT_TIMEOUT, SandboxConfig, SandboxState
-from novasandbox.core.keeper import create_detached, ensure_keeper, take_back
+from novasandbox.core.keeper import (
+    create_detached,
+    ensure_keeper,
+    take_back,
+    wake_detached,
+)
+from novasandbox.core.making import is_strict
 from novasandbox.core.registry import Record
 from novasandbox.core.session import LocalSession, RemoteSession, Session
-from novasandbox.errors import GuestUnreachable, SandboxFailed, SandboxNotFound
+from novasandbox.core.snapshots import Snapshot
+from novasandbox.errors import (
+    GuestUnreachable,
+    InvalidConfig,
+    SandboxFailed,
+    SandboxNotFound,
+)
 from novasandbox.guest.client import Guest, GuestMetrics
+from novasandbox.guest.contexts import Context, Contexts
 from novasandbox.guest.files import Files
 from novasandbox.guest.launch import DEFAULT_OUTPUT_LIMIT, Command, Launch, OnLimit, PtySize, argv
-from novasandbox.guest.process import ExecResult, Process, Processes, ProcessInfo
+from novasandbox.guest.process import OWN_NAME, ExecResult, Process, Processes, ProcessInfo
+from novasandbox.guest.python import Interpreter
+from novasandbox.guest.results import CodeResult, OnOutput
 from novasandbox.guest.transfer import Refused, download, upload
 
 _KILL_DEADLINE = 30.0
@@ -108,8 +123,22 @@ async def _create(config: SandboxConfig) -> Sandbox:
             # Nobody would come to know of it.
             await asyncio.shield(asyncio.ensure_future(take_back(identity)))
             raise
-    holder = await Holder.create(config)
+    holder = await creation.create(config)
     return Sandbox(LocalSession(holder), holder.record)
+
+
+async def _woken(record: Record) -> tuple[Session, Record]:
+    """A way to a hibernated sandbox, which is awake then."""
+    holder = None
+    if record.config.get("detach"):
+        await wake_detached(record.id)
+    else:
+        with host_limits():
+            holder = await creation.wake(record.id)
+    if holder is not None:
+        return LocalSession(holder), holder.record
+    record = await asyncio.to_thread(registry.get, record.id)
+    return await RemoteSession.connect(record), record
 
 
 async def _made(record: Record) -> Record:
@@ -149,6 +178,8 @@ class Sandbox:
         self._processes = Processes(session.channel, record.id)
         self._guest = Guest(session.channel, record.id)
         self.files = Files(session.channel, record.id)
+        interpreter = Interpreter(session.channel, self._processes, self.files, record.id)
+        self.contexts = Contexts(session.channel, interpreter, record.id)
 
     def __repr__(self) -> str:
         name = f" {self.name!r}" if self.name else ""
@@ -176,6 +207,7 @@ class Sandbox:
         provider: str = "auto",
         kernel: str | None = None,
         strict: bool | None = None,
+        cold: bool = False,
         detach: bool = False,
     ) -> _Creating:
         """A running sandbox; await it, or use it in `async with`.
@@ -184,7 +216,8 @@ class Sandbox:
         every command, unless the command says otherwise. timeout: its life in seconds; None:
         no end. kernel: a guest kernel's path, instead of NOVA_KERNEL's or Debian's. strict:
         refuse a host that cannot give every part of the jail (None: NOVA_STRICT_JAIL=1).
-        detach: it outlives this process, until its timeout or `kill`.
+        cold: boot it, instead of copying its template's snapshot. detach: it outlives this
+        process, until its timeout or `kill`.
 
         Raises InvalidConfig, TemplateNotFound, NameTaken; Unavailable kinds (a provider, a
         download or host resources are missing); BootFailed, GuestPanicked. Whatever happens,
@@ -209,6 +242,7 @@ class Sandbox:
                 provider=provider,
                 kernel=kernel,
                 strict=strict,
+                cold=cold,
                 detach=detach,
             )
         )
@@ -217,12 +251,16 @@ class Sandbox:
     async def connect(cls, id_or_name: str) -> Self:
         """The same sandbox from any process of this user; its lifetime is not changed.
 
+        One that is hibernated is woken; unless it is detached, this process then holds it.
+
         id_or_name: an id, a unique start of one, or a name. One that is still being made is
         waited for. Raises SandboxNotFound, GuestUnreachable (the process that holds it does not
         answer), or how it ended (SandboxExpired, SandboxFailed).
         """
         record = await asyncio.to_thread(registry.find, id_or_name)
         record = await _made(record)
+        if record.state is SandboxState.HIBERNATED:
+            return cls(*await _woken(record))
         try:
             session = await RemoteSession.connect(record)
         except OSError:
@@ -285,9 +323,7 @@ class Sandbox:
     @property
     def config(self) -> SandboxConfig:
         """What it was made with; the values of `env` are not shown."""
-        data = dict(self._record.config)
-        data["env"] = dict.fromkeys(data["env"], "***")
-        return SandboxConfig(**data)
+        return self._record.settings
 
     async def info(self) -> SandboxInfo:
         """It at this moment. Raises how it ended, when it has."""
@@ -352,6 +388,8 @@ class Sandbox:
         are then one stream. background: False, and it ends with this process's connection.
         The rest is as in `exec`. Raises CommandNotStarted.
         """
+        if name == OWN_NAME:
+            raise InvalidConfig(f"the name {name!r} is the library's own")
         launch = Launch(
             argv(command),
             cwd=cwd,
@@ -377,6 +415,32 @@ class Sandbox:
         Raises ProcessNotFound.
         """
         return await self._processes.attach(pid)
+
+    async def run_code(
+        self,
+        code: str,
+        *,
+        context: Context | str | None = None,
+        timeout: float | None = None,
+        on_output: OnOutput | None = None,
+    ) -> CodeResult:
+        """Run Python code in a process that keeps what it defines, as a notebook's cells do.
+
+        context: what `contexts.create` gave, or its id; without it the default one, which has
+        the environment, folder and user of `exec`. timeout: seconds, after which the cell is
+        interrupted; its context goes on, unless the cell does not end within 5 s of that.
+        on_output: told each piece of output as it arrives, `stdout` or `stderr` and the text.
+        A cancelled call interrupts the cell.
+
+        What the code raises is in the result and is not raised here, SystemExit included. Of
+        stdout and stderr the last 16 MiB each are kept. Whatever `display(value)` is given, the
+        value of the last expression, and matplotlib figures left open are in `results`.
+
+        Raises OperationTimeout (with the output so far), ContextLost (the process ended, or had
+        ended before: its state is gone), ContextNotFound, CommandNotStarted (no Python in this
+        template); the SandboxFailed kinds when the sandbox is gone.
+        """
+        return await self.contexts.run(code, context=context, timeout=timeout, on_output=on_output)
 
     # Moving trees.
 
@@ -427,6 +491,60 @@ class Sandbox:
         """Let its vCPUs run again, with the clock set right. Raises IllegalTransition."""
         await self._session.control("resume")
 
+    async def hibernate(self) -> None:
+        """Put it to sleep on disk: memory, processes and files, but no process of the host.
+
+        The next call through this handle wakes it, as does `Sandbox.connect` from any process,
+        also after a reboot of the host. What runs lives on then, but streams end; sleep takes no
+        time from its life.
+
+        Raises IllegalTransition; HostResourceExhausted where the disk is full, and it runs on.
+        """
+        await self._session.control("hibernate")
+
+    @classmethod
+    async def wake(cls, id_or_name: str) -> Self:
+        """Wake a hibernated sandbox; one that is awake is connected to. See `connect`."""
+        return await cls.connect(id_or_name)
+
+    async def snapshot(self, name: str | None = None) -> Snapshot:
+        """Keep this moment of it: memory, processes and disk. It runs on, streams and all.
+
+        name: unique among snapshots. Raises NameTaken; HostResourceExhausted where the disk is
+        full, with nothing kept.
+        """
+        return Snapshot(**await self._session.control("snapshot", name=name))
+
+    async def rollback(self, snapshot: str) -> None:
+        """Put it back to where it, or another of its sizes, stood at a snapshot.
+
+        What it is now is lost, and its streams end; it keeps its id, name and timeout. Raises
+        InvalidRequest for an unknown snapshot, SnapshotInvalid; then it runs on.
+        """
+        await self._session.control("rollback", snapshot=snapshot)
+
+    @staticmethod
+    async def snapshots() -> _List[Snapshot]:
+        """This user's snapshots, the oldest first."""
+        kept = await asyncio.to_thread(snapshots.all_kept)
+        return [each.public for each in kept]
+
+    @staticmethod
+    async def remove_snapshot(id_or_name: str) -> None:
+        """Remove a snapshot; sandboxes that came from it live on. Raises InvalidRequest."""
+        await asyncio.to_thread(registry.remove_snapshot, id_or_name)
+
+    async def fork(self, n: int = 1) -> _List[Sandbox]:
+        """Make `n` sandboxes that go on where it stands: its memory, processes and files.
+
+        It stops for some milliseconds and its streams do not notice. In a child no stream is
+        open; its processes live on. Each is a sandbox of its own, with a timeout like that of
+        its parent anew. All are made or none.
+        """
+        if n < 1:
+            raise InvalidConfig(f"n={n}", why="at least one child is made")
+        return [type(self)(*child) for child in await self._session.fork(n)]
+
     async def kill(self) -> None:
         """End it now and give back all it held. Harmless when it has ended already.
 
@@ -454,8 +572,9 @@ class Sandbox:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Kill it, unless it is detached."""
-        if self._record.config.get("detach") or isinstance(self._session, RemoteSession):
+        """Kill it, unless it is detached, or was put to sleep."""
+        remote = isinstance(self._session, RemoteSession)
+        if remote or self._record.config.get("detach") or self.state is SandboxState.HIBERNATED:
             await self.close()
         else:
             await self.kill()

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import abc
+import functools
 import json
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from novasandbox.core import registry, sockets
+from novasandbox.core import creation, registry, sleeping, sockets
 from novasandbox.core.exhaustion import host_limits
-from novasandbox.core.gate import ADOPT, CONTROL, perform
+from novasandbox.core.gate import ADOPT, CONTROL
 from novasandbox.core.holder import Holder
+from novasandbox.core.hypervisor import SandboxState
 from novasandbox.core.registry import Record
-from novasandbox.errors import GuestUnreachable, NovaError, OutcomeUnknown, from_details
+from novasandbox.core.verbs import perform
+from novasandbox.errors import (
+    GuestUnreachable,
+    IllegalTransition,
+    NovaError,
+    OutcomeUnknown,
+    from_details,
+)
 from novasandbox.guest.channel import Channel, Dial, Passenger
 from novasandbox.guest.frames import FieldList, Fields, Message, encode, encode_fields
+from novasandbox.guest.link import Link
 from novasandbox.guest.protocol import DEFAULT_WINDOW, Frame, Tag
 from novasandbox.guest.stream import Stream
 
@@ -33,6 +43,10 @@ class Session(abc.ABC):
     @abc.abstractmethod
     async def control(self, verb: str, **arguments: Any) -> Any:
         """Ask the holder for one of its verbs."""
+
+    @abc.abstractmethod
+    async def fork(self, count: int) -> list[tuple[Session, Record]]:
+        """Make children; gives a way to each."""
 
     @abc.abstractmethod
     def record(self) -> Record:
@@ -54,6 +68,10 @@ class LocalSession(Session):
     async def control(self, verb: str, **arguments: Any) -> Any:
         with host_limits():
             return await perform(self._holder, verb, arguments)
+
+    async def fork(self, count: int) -> list[tuple[Session, Record]]:
+        children = await creation.fork(self._holder, count)
+        return [(LocalSession(child), child.record) for child in children]
 
     def record(self) -> Record:
         return self._holder.record
@@ -77,13 +95,37 @@ class RemoteChannel(Channel):
     ) -> None:
         super().__init__(dial, holder=holder, on_lost=on_lost)
         self._unsent: set[int] = set()
+        self.wake: Callable[[], Awaitable[None]] | None = None
 
-    def request(self, op: int, fields: FieldList = (), *, window: int = DEFAULT_WINDOW) -> Stream:
+    def request(
+        self,
+        op: int,
+        fields: FieldList = (),
+        *,
+        window: int = DEFAULT_WINDOW,
+        data: bytes = b"",
+    ) -> Stream:
         connected = self.connected
-        stream = super().request(op, fields, window=window)
+        stream = super().request(op, fields, window=window, data=data)
         if not connected:
             self._unsent.add(stream.id)
         return stream
+
+    def lost(self, link: Link, error: BaseException | None) -> None:
+        """A sandbox that was put to sleep is no loss: the next request has it woken."""
+        if isinstance(error, IllegalTransition) and error.current is SandboxState.HIBERNATED:
+            self.fall_asleep(error)
+        else:
+            super().lost(link, error)
+
+    def fall_asleep(self, reason: NovaError) -> None:
+        """The sandbox was put to sleep."""
+        self.doze(reason, self._rouse_it)
+
+    async def _rouse_it(self) -> None:
+        if self.wake is not None:
+            await self.wake()
+        await self.open(self.reconnect_deadline)
 
     def goodbye(self, payload: bytes) -> Exception:
         """The holder says why, as data: the same error is raised here."""
@@ -129,6 +171,8 @@ class RemoteChannel(Channel):
 class RemoteSession(Session):
     """Another process is the holder."""
 
+    channel: RemoteChannel
+
     def __init__(self, identity: str, channel: RemoteChannel) -> None:
         self._id = identity
         self.channel = channel
@@ -143,16 +187,35 @@ class RemoteSession(Session):
             on_lost=_Loss(record.id),
         )
         await channel.open(_DIAL_DEADLINE)
+        channel.wake = functools.partial(_wake, record.id)
         return cls(record.id, channel)
 
     async def control(self, verb: str, **arguments: Any) -> Any:
-        return await call(self.channel, verb, **arguments)
+        result = await call(self.channel, verb, **arguments)
+        if verb == "hibernate":
+            # The holder says so as well, but perhaps after our next request.
+            self.channel.fall_asleep(sleeping.asleep_error(self._id))
+        return result
+
+    async def fork(self, count: int) -> list[tuple[Session, Record]]:
+        made = []
+        for identity in await self.control("fork", count=count):
+            record = registry.get(identity)
+            made.append((await RemoteSession.connect(record), record))
+        return [*made]
 
     def record(self) -> Record:
         return registry.get(self._id)
 
     async def close(self) -> None:
         await self.channel.close()
+
+
+async def _wake(identity: str) -> None:
+    """Whoever held it need not be there any more: the keeper holds it from here on."""
+    from novasandbox.core.keeper import wake_detached
+
+    await wake_detached(identity)
 
 
 async def call(channel: Channel, verb: str, **arguments: Any) -> Any:

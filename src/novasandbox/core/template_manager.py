@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from novasandbox import native
+from novasandbox.core import registry
 from novasandbox.core import template as templates
 from novasandbox.core.home import home
 from novasandbox.core.template import DebianSource, Template
@@ -185,11 +186,12 @@ class TemplateManager:
         built = await self._built(template)
         if built is None:
             return {}
-        if await asyncio.to_thread(self.store.is_held, built.key):
+        held = await asyncio.to_thread(self.store.is_held, built.key)
+        if held or built.key in await asyncio.to_thread(registry.used_artifacts):
             raise InvalidRequest(
                 f"The template {template.name} is in use",
-                why="there are sandboxes that were made from it",
-                fix="nova ps lists them, nova kill ends them",
+                why="there are sandboxes or snapshots that were made from it",
+                fix="nova ps and nova snapshot ls list them",
             )
         return await self.store.prune(await self._used(without=template.name))
 
@@ -289,9 +291,9 @@ class TemplateManager:
             return None
 
     async def _used(self, without: str = "") -> set[str]:
-        """The keys of what the templates that are found use at present."""
+        """The keys of what the templates that are found use, and sandboxes and snapshots."""
         files = await asyncio.to_thread(self._files)
-        keys = set()
+        keys = await asyncio.to_thread(registry.used_artifacts)
         for name, path in files.items():
             try:
                 built = await self._built(await asyncio.to_thread(templates.load, path))

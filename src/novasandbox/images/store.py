@@ -72,6 +72,11 @@ class Store:
         for folder in (self._objects, self._refs, self._locks, self._temporary):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
+    @property
+    def objects(self) -> Path:
+        """The folder in which each artifact has its own."""
+        return self._objects
+
     def key(self, kind: str, made_from: dict[str, Any]) -> str:
         """The name of the artifact that is made from this."""
         text = json.dumps([FORMAT, kind, made_from], sort_keys=True, separators=(",", ":"))

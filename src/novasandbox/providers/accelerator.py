@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import hashlib
 import mmap
 import os
 import platform
@@ -104,6 +105,17 @@ def _cpu_flags() -> set[str]:
             if line.startswith("flags"):
                 return set(line.split())
     return set()
+
+
+def host_cpu() -> str:
+    """What a guest that sees the host's own CPU depends on: its name and its features."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        wanted = ("model name", "flags", "CPU part", "Features")
+        return hashlib.sha256(
+            "\n".join(x for x in lines if x.startswith(wanted)).encode()
+        ).hexdigest()
+    return platform.machine()
 
 
 def _is_pvm_kernel(kernel: Path) -> bool:

@@ -23,10 +23,10 @@ from novasandbox.core.hypervisor import (
 from novasandbox.core.owner import Owner
 from novasandbox.errors import ProviderUnavailable, VmmCrashed
 from novasandbox.native import host_arch
-from novasandbox.providers import accelerator, process_metrics, tsc
-from novasandbox.providers.accelerator import Verdict
-from novasandbox.providers.jail import JailedProcess, launch
-from novasandbox.providers.qemu_command import Hardware
+from novasandbox.providers import accelerator, process_metrics, qemu_disk, qemu_state, tsc
+from novasandbox.providers.accelerator import Verdict, host_cpu
+from novasandbox.providers.jail import JailedProcess, Reduction, launch
+from novasandbox.providers.qemu_command import FORMAT, Hardware, cpu_model
 from novasandbox.providers.qemu_jail import jail_for, resources
 from novasandbox.providers.qemu_program import Program, find_program
 from novasandbox.providers.qmp import Qmp
@@ -56,7 +56,7 @@ class QemuHypervisor(BaseHypervisor):
             accelerator=verdict.accelerator,
             fix=verdict.fix,
             version=program.version,
-            capabilities=Capabilities(jail=True),
+            capabilities=Capabilities(snapshot=True, live_fork=True, jail=True),
         )
 
     def _verdict(self, program: Program) -> Verdict:
@@ -64,19 +64,46 @@ class QemuHypervisor(BaseHypervisor):
         return known or accelerator.candidate()
 
     async def boot(self, spec: MachineSpec) -> QemuMachine:
+        return await self._start(spec)
+
+    async def restore(self, spec: MachineSpec, state: Path, memory: Path | None) -> QemuMachine:
+        return await self._start(spec, state, memory)
+
+    async def _start(
+        self, spec: MachineSpec, state: Path | None = None, memory: Path | None = None
+    ) -> QemuMachine:
         program = await find_program()
         hardware = await hardware_for(program, spec.kernel, spec.vcpus, spec.memory_mib)
-        async with resources(spec) as given:
-            jail = await asyncio.to_thread(jail_for, program, hardware, spec, given, _cache())
+        async with resources(spec, state) as given:
+            jail = await asyncio.to_thread(
+                jail_for, program, hardware, spec, given, _cache(), memory
+            )
             process = await launch(jail)
-        return QemuMachine(spec.run_dir, process, hardware.accelerator)
+        return QemuMachine(spec.run_dir, process, hardware.accelerator, spec.memory_mib)
+
+    async def signature(self, spec: MachineSpec) -> Mapping[str, Any]:
+        program = await find_program()
+        hardware = await hardware_for(program, spec.kernel, spec.vcpus, spec.memory_mib)
+        return {
+            "provider": self.name,
+            "version": program.version,
+            "state": FORMAT,
+            "accelerator": hardware.accelerator,
+            "host": host_cpu() if hardware.accelerator != "tcg" else None,
+            "cpu": cpu_model(hardware),
+            "tsc_khz": hardware.tsc_khz,
+            "vcpus": spec.vcpus,
+            "memory_mib": spec.memory_mib,
+        }
 
     async def adopt(self, run_dir: Path, record: Mapping[str, Any]) -> QemuMachine:
         process = Owner.load(record)
         supervisor = Owner.load(record.get("supervisor"))
         if process is None or supervisor is None or not process.alive:
             raise VmmCrashed("the machine no longer runs")
-        return QemuMachine(run_dir, JailedProcess(supervisor, process), record["accelerator"])
+        reductions = tuple(Reduction(*line.split(": ", 1)) for line in record["reductions"])
+        jailed = JailedProcess(supervisor, process, reductions)
+        return QemuMachine(run_dir, jailed, record["accelerator"], record["memory_mib"])
 
     def findings(self) -> list[Finding]:
         from novasandbox.providers import qemu_doctor
@@ -94,15 +121,18 @@ async def hardware_for(program: Program, kernel: Path, vcpus: int, memory_mib: i
         accelerator=verdict.accelerator,
         vcpus=vcpus,
         memory_mib=memory_mib,
-        tsc_khz=tsc.rate_khz(),
+        tsc_khz=await asyncio.to_thread(tsc.rate_khz, _cache() / "tsc.json"),
     )
 
 
 class QemuMachine(Machine):
     """One QEMU process."""
 
-    def __init__(self, run_dir: Path, process: JailedProcess, accelerator_name: str) -> None:
+    def __init__(
+        self, run_dir: Path, process: JailedProcess, accelerator_name: str, memory_mib: int
+    ) -> None:
         self.accelerator = accelerator_name
+        self._memory = memory_mib << 20
         self.pid = process.pid
         self.pid_started = process.process.started
         self._run_dir = run_dir
@@ -117,6 +147,16 @@ class QemuMachine(Machine):
 
     async def resume(self) -> None:
         await self._qmp.execute("cont")
+
+    async def save(self, folder: Path) -> None:
+        found = await qemu_state.devices(self._qmp)
+        await asyncio.to_thread(qemu_state.write, folder, found, self.pid, self._memory)
+
+    async def freeze_disk(self, layer: Path) -> None:
+        await qemu_disk.lay_on(self._qmp, layer)
+
+    async def disk_layer(self) -> str:
+        return qemu_disk.layer_of(await qemu_disk.top_node(self._qmp))
 
     async def wait(self) -> str:
         ending = await self._process.wait()
@@ -147,6 +187,7 @@ class QemuMachine(Machine):
             **self._process.process.as_data(),
             "supervisor": self._process.supervisor.as_data(),
             "accelerator": self.accelerator,
+            "memory_mib": self._memory >> 20,
             "reductions": [f"{r.part}: {r.why}" for r in self._process.reductions],
         }
 

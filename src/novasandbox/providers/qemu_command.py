@@ -1,4 +1,8 @@
-"""QEMU's command line for one machine: no default devices, no network."""
+"""QEMU's command line for one machine: no default devices, no network.
+
+A machine is booted from its kernel, or restored from what `qemu_state` saved of another.
+Both have the same devices in the same order: what was saved fits no other machine.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,14 @@ from novasandbox.guest.protocol import PORT_NAME
 KERNEL, INITRAMFS, ROOTFS, SCRATCH_BASE = "/kernel", "/initramfs", "/rootfs", "/scratch"
 """Where the shared files stand in the machine's jail."""
 
+FORMAT = 1
+"""Of a saved machine; raised when its devices, or how it is saved, change."""
+
+MEMORY, DISK = "memory", "disk"
+"""QEMU's names of the guest's memory and of its own disk."""
+
+_DISK_SET, _CONSOLE_SET, _LAYERS_SET = 1, 2, 100
+
 # A full host disk is an error in the guest; QEMU's default stops the guest without a word.
 _REPORTED = ",werror=report,rerror=report"
 
@@ -21,22 +33,33 @@ SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=de
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """The shared files, under the names by which QEMU sees them."""
+    """The shared files, under the names by which QEMU sees them.
+
+    memory: what a restored machine's memory starts as; None: nothing but zeros.
+    """
 
     kernel: str = KERNEL
     initramfs: str = INITRAMFS
     rootfs: str = ROOTFS
     scratch_base: str = SCRATCH_BASE
+    memory: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Descriptors:
-    """Descriptors that QEMU inherits: two listening sockets, its disk, its console."""
+    """Descriptors that QEMU inherits: two listening sockets, its disk, its console.
+
+    disk_reader: the disk once more, to read only. layers: what lies between the scratch base
+    and that disk, the oldest first. state: what a restored machine starts from; None: it boots.
+    """
 
     qmp: int
     agent: int
     disk: int
+    disk_reader: int
     console: int
+    layers: tuple[int, ...] = ()
+    state: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +74,8 @@ class Hardware:
     seccomp: bool = True
 
 
-def command(hardware: Hardware, files: Files, fds: Descriptors) -> list[str]:
-    """The arguments, the program itself left out."""
+def command(hardware: Hardware, files: Files, fds: Descriptors, disk_node: str) -> list[str]:
+    """The arguments, the program itself left out. disk_node: the name of its own layer."""
     return [
         "-nodefaults",
         "-no-user-config",
@@ -60,32 +83,54 @@ def command(hardware: Hardware, files: Files, fds: Descriptors) -> list[str]:
         "-no-reboot",
         *("-display", "none"),
         *(("-sandbox", SANDBOX) if hardware.seccomp else ()),
+        *_memory(hardware, files),
         *_machine(hardware.arch),
         *("-accel", hardware.accelerator),
-        *("-cpu", _cpu(hardware)),
+        *("-cpu", cpu_model(hardware)),
         *("-smp", str(hardware.vcpus)),
         *("-m", f"{hardware.memory_mib}M"),
-        *("-kernel", files.kernel),
-        *("-initrd", files.initramfs),
-        *("-append", kernel_arguments(hardware)),
+        *(_boot(hardware, files) if fds.state is None else _restore(fds.state)),
         *_control(fds, hardware.accelerator),
-        *_disks(files, fds),
+        *_disks(files, fds, disk_node),
         *_console(hardware.arch, fds.console),
     ]
 
 
+def _memory(hardware: Hardware, files: Files) -> Iterator[str]:
+    size = f"size={hardware.memory_mib}M"
+    if files.memory is None:
+        # Shared, so that it can be read through the descriptor once it is to be saved.
+        yield from ("-object", f"memory-backend-memfd,id={MEMORY},{size},share=on")
+    else:
+        file = f"mem-path={files.memory},share=off"
+        yield from ("-object", f"memory-backend-file,id={MEMORY},{size},{file}")
+
+
+def _boot(hardware: Hardware, files: Files) -> Iterator[str]:
+    yield from ("-kernel", files.kernel)
+    yield from ("-initrd", files.initramfs)
+    yield from ("-append", kernel_arguments(hardware))
+
+
+def _restore(state: int) -> Iterator[str]:
+    # What is saved names its machine by our own key, not by QEMU's.
+    yield from ("-global", "migration.send-configuration=off")
+    yield from ("-incoming", f"fd:{state}")
+
+
 def _machine(arch: str) -> Iterator[str]:
     if arch != "x86_64":
-        yield from ("-M", "virt,gic-version=max")
+        yield from ("-M", f"virt,gic-version=max,memory-backend={MEMORY}")
         return
-    yield from ("-M", "pc,hpet=off,usb=off,vmport=off")
+    yield from ("-M", f"pc,hpet=off,usb=off,vmport=off,memory-backend={MEMORY}")
     # Nothing is ever plugged into a running machine, and under emulation the kernel takes
     # 0.15 s to interpret what ACPI says about 31 slots into which something could be.
     for hotplug in ("acpi-root-pci-hotplug", "acpi-pci-hotplug-with-bridge-support"):
         yield from ("-global", f"PIIX4_PM.{hotplug}=off")
 
 
-def _cpu(hardware: Hardware) -> str:
+def cpu_model(hardware: Hardware) -> str:
+    """The CPU that the guest sees, as QEMU names it."""
     if hardware.accelerator != "tcg":
         return "host"
     if hardware.arch != "x86_64":
@@ -139,22 +184,31 @@ def _control(fds: Descriptors, accelerator: str) -> Iterator[str]:
     yield from ("-device", f"virtserialport,chardev=agent,name={PORT_NAME}")
 
 
-def _disks(files: Files, fds: Descriptors) -> Iterator[str]:
-    yield from ("-add-fd", f"fd={fds.disk},set=1")
+def _disks(files: Files, fds: Descriptors, node: str) -> Iterator[str]:
+    # No name in the jail leads to any layer. The second descriptor is for the time when
+    # another one lies on this (qemu_disk.py).
+    yield from ("-add-fd", f"fd={fds.disk},set={_DISK_SET},opaque={writer_of(node)}")
+    yield from ("-add-fd", f"fd={fds.disk_reader},set={_DISK_SET}")
     yield from _blockdev("root", _file(files.rootfs, read_only=True), driver="raw", read_only=True)
     yield from _blockdev(
         "scratch-base", _file(files.scratch_base, read_only=True), driver="raw", read_only=True
     )
-    # The descriptor is ours alone: no name in the jail leads to it.
-    yield from _blockdev(
-        "scratch",
-        _file("/dev/fdset/1", read_only=False),
-        driver="qcow2",
-        backing="scratch-base",
-        discard="unmap",
-    )
+    below = "scratch-base"
+    for number, layer in enumerate(fds.layers):
+        name, fdset = f"layer-{number}", _LAYERS_SET + number
+        yield from ("-add-fd", f"fd={layer},set={fdset}")
+        file = _file(f"/dev/fdset/{fdset}", read_only=True)
+        yield from _blockdev(name, file, driver="qcow2", read_only=True, backing=below)
+        below = name
+    own = _file(f"/dev/fdset/{_DISK_SET}", read_only=False)
+    yield from _blockdev(node, own, driver="qcow2", backing=below, discard="unmap")
     yield from ("-device", f"virtio-blk-pci,drive=root{_REPORTED}")
-    yield from ("-device", f"virtio-blk-pci,drive=scratch{_REPORTED}")
+    yield from ("-device", f"virtio-blk-pci,id={DISK},drive={node}{_REPORTED}")
+
+
+def writer_of(node: str) -> str:
+    """What marks the descriptor through which a layer is written."""
+    return f"{node}-writer"
 
 
 def _file(name: str, *, read_only: bool) -> dict[str, Any]:
@@ -170,8 +224,8 @@ def _blockdev(node: str, file: dict[str, Any], **options: Any) -> Iterator[str]:
 
 def _console(arch: str, descriptor: int) -> Iterator[str]:
     # A pipe that the supervisor reads into a file of bounded size.
-    yield from ("-add-fd", f"fd={descriptor},set=2")
-    yield from ("-chardev", "file,id=console,path=/dev/fdset/2,append=on")
+    yield from ("-add-fd", f"fd={descriptor},set={_CONSOLE_SET}")
+    yield from ("-chardev", f"file,id=console,path=/dev/fdset/{_CONSOLE_SET},append=on")
     if arch == "x86_64":
         yield from ("-device", "isa-serial,chardev=console")
     else:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from novasandbox.core.sockets import connect
-from novasandbox.errors import VmmCrashed
+from novasandbox.errors import OperationFailed, VmmCrashed
 
 _DEADLINE = 20.0
 
@@ -22,14 +22,29 @@ class Qmp:
         self._client: Any = None
         self._connecting = asyncio.Lock()
 
-    async def execute(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
-        """Run a command; gives what it returns. Raises VmmCrashed when QEMU is gone."""
-        from qemu.qmp import QMPError
+    async def execute(
+        self,
+        command: str,
+        arguments: dict[str, Any] | None = None,
+        *,
+        descriptor: int | None = None,
+    ) -> Any:
+        """Run a command; gives what it returns. descriptor: sent along; QEMU gets a copy.
+
+        Raises OperationFailed where QEMU refuses, VmmCrashed when it is gone.
+        """
+        from qemu.qmp import ExecuteError, QMPError
 
         try:
             async with asyncio.timeout(_DEADLINE):
                 client = await self._connected()
+                if descriptor is not None:
+                    client.send_fd_scm(descriptor)
                 return await client.execute(command, arguments)
+        except ExecuteError as error:
+            raise OperationFailed(
+                f"QEMU refused the command {command!r}", why=str(error)
+            ) from error
         except (OSError, EOFError, QMPError, TimeoutError) as error:
             await self.close()
             raise VmmCrashed(

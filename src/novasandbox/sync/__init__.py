@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from novasandbox.sync.contexts import Contexts as Contexts
     from novasandbox.sync.files import Files as Files
     from novasandbox.sync.files import GuestFile as GuestFile
     from novasandbox.sync.files import Watch as Watch
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from novasandbox.sync.templates import TemplateManager as TemplateManager
 
 _HOMES = {
+    "Contexts": "contexts",
     "Files": "files",
     "GuestFile": "files",
     "Process": "process",

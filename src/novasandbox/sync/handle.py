@@ -17,14 +17,19 @@ class Handle:
     def __init__(self) -> None:
         self._loop = background.start()
 
-    def _call(self, work: Callable[[], Awaitable[T]]) -> T:
+    def _call(
+        self,
+        work: Callable[[], Awaitable[T]],
+        *,
+        undo: Callable[[T], Awaitable[None]] | None = None,
+    ) -> T:
         if background.start() is not self._loop:
             raise InvalidRequest(
                 "this object was made before the process was forked",
                 why="its connection belongs to the parent",
                 fix="Use Sandbox.connect in the child.",
             )
-        return background.call(work)
+        return background.call(work, undo=undo)
 
     def _call_plain(self, work: Callable[[], T]) -> T:
         """Call what does not wait, but has to happen in the loop."""

@@ -13,10 +13,15 @@ from novasandbox.core.background import background
 from novasandbox.core.events import Event
 from novasandbox.core.hypervisor import DEFAULT_TIMEOUT, SandboxConfig, SandboxState
 from novasandbox.core.sandbox import Logs, Metrics, SandboxInfo
+from novasandbox.core.session import LocalSession
+from novasandbox.core.snapshots import Snapshot
 from novasandbox.errors import NovaError
+from novasandbox.guest.contexts import Context
 from novasandbox.guest.launch import DEFAULT_OUTPUT_LIMIT, Command, OnLimit, PtySize
 from novasandbox.guest.process import ExecResult, ProcessInfo
+from novasandbox.guest.results import CodeResult, OnOutput
 from novasandbox.guest.transfer import Refused
+from novasandbox.sync.contexts import Contexts
 from novasandbox.sync.files import Files
 from novasandbox.sync.handle import Handle
 from novasandbox.sync.process import Process
@@ -24,7 +29,7 @@ from novasandbox.sync.process import Process
 _List = list  # `Sandbox.list` hides the name inside the class.
 
 _held: set[core.Sandbox] = set()
-"""What this process has made and not ended; used in the loop only."""
+"""What this process holds and has not ended; used in the loop only."""
 
 
 class Sandbox(Handle):
@@ -39,6 +44,7 @@ class Sandbox(Handle):
         super().__init__()
         self._sandbox = sandbox
         self.files = Files(sandbox.files)
+        self.contexts = Contexts(sandbox.contexts)
 
     def __repr__(self) -> str:
         return repr(self._sandbox)
@@ -65,14 +71,17 @@ class Sandbox(Handle):
         provider: str = "auto",
         kernel: str | None = None,
         strict: bool | None = None,
+        cold: bool = False,
         detach: bool = False,
     ) -> Sandbox:
         """A running sandbox; use it as it is, or in `with`.
 
         template: `debian-python` unless named. memory_mib, disk_mib: MiB. user, cwd, env: for
         every command, unless the command says otherwise. timeout: its life in seconds; None:
-        no end. kernel: a guest kernel's path, instead of NOVA_KERNEL's or Debian's.
-        detach: it outlives this process, until its timeout or `kill`.
+        no end. kernel: a guest kernel's path, instead of NOVA_KERNEL's or Debian's. strict:
+        refuse a host that cannot give every part of the jail (None: NOVA_STRICT_JAIL=1).
+        cold: boot it, instead of copying its template's snapshot. detach: it outlives this
+        process, until its timeout or `kill`.
 
         Raises InvalidConfig, TemplateNotFound, NameTaken; Unavailable kinds (a provider, a
         download or host resources are missing); BootFailed, GuestPanicked. Whatever happens,
@@ -96,14 +105,12 @@ class Sandbox(Handle):
             provider=provider,
             kernel=kernel,
             strict=strict,
+            cold=cold,
             detach=detach,
         )
 
         async def made() -> core.Sandbox:
-            _held.difference_update([each for each in _held if each.state.ended])
-            sandbox = await creating
-            _held.add(sandbox)
-            return sandbox
+            return _hold(await creating)
 
         return Sandbox(background.call(made, undo=lambda made: made.kill()))
 
@@ -111,14 +118,17 @@ class Sandbox(Handle):
     def connect(cls, id_or_name: str) -> Self:
         """The same sandbox from any process of this user; its lifetime is not changed.
 
-        id_or_name: an id, a unique start of one, or a name. Raises SandboxNotFound, or how it
-        ended (SandboxExpired, SandboxFailed).
+        One that is hibernated is woken; unless it is detached, this process then holds it.
+
+        id_or_name: an id, a unique start of one, or a name. One that is still being made is
+        waited for. Raises SandboxNotFound, GuestUnreachable (the process that holds it does not
+        answer), or how it ended (SandboxExpired, SandboxFailed).
         """
-        return cls(
-            background.call(
-                lambda: core.Sandbox.connect(id_or_name), undo=lambda found: found.close()
-            )
-        )
+
+        async def found() -> core.Sandbox:
+            return _hold(await core.Sandbox.connect(id_or_name))
+
+        return cls(background.call(found, undo=_let_be))
 
     @staticmethod
     def list(
@@ -246,6 +256,33 @@ class Sandbox(Handle):
         """
         return Process(self._call(lambda: self._sandbox.attach(pid)))
 
+    def run_code(
+        self,
+        code: str,
+        *,
+        context: Context | str | None = None,
+        timeout: float | None = None,
+        on_output: OnOutput | None = None,
+    ) -> CodeResult:
+        """Run Python code in a process that keeps what it defines, as a notebook's cells do.
+
+        context: what `contexts.create` gave, or its id; without it the default one, which has
+        the environment, folder and user of `exec`. timeout: seconds, after which the cell is
+        interrupted; its context goes on, unless the cell does not end within 5 s of that.
+        on_output: told each piece of output as it arrives, `stdout` or `stderr` and the text,
+        in another thread. Ctrl-C interrupts the cell.
+
+        Raises OperationTimeout (with the output so far), ContextLost (the process ended, or had
+        ended before: its state is gone), ContextNotFound, CommandNotStarted (no Python in this
+        template); the SandboxFailed kinds when the sandbox is gone. What the code raises is in
+        the result.
+        """
+        return self._call(
+            lambda: self._sandbox.run_code(
+                code, context=context, timeout=timeout, on_output=on_output
+            )
+        )
+
     # Moving trees.
 
     def upload(
@@ -294,8 +331,66 @@ class Sandbox(Handle):
         """Let its vCPUs run again, with the clock set right. Raises IllegalTransition."""
         self._call(self._sandbox.resume)
 
+    def hibernate(self) -> None:
+        """Put it to sleep on disk: memory, processes and files, but no process of the host.
+
+        The next call through this handle wakes it, as does `Sandbox.connect` from any process,
+        also after a reboot of the host. What runs lives on then, but streams end; sleep takes no
+        time from its life.
+
+        Raises IllegalTransition; HostResourceExhausted where the disk is full, and it runs on.
+        """
+        self._call(self._sandbox.hibernate)
+
+    @classmethod
+    def wake(cls, id_or_name: str) -> Self:
+        """Wake a hibernated sandbox; one that is awake is connected to. See `connect`."""
+        return cls.connect(id_or_name)
+
+    def snapshot(self, name: str | None = None) -> Snapshot:
+        """Keep this moment of it: memory, processes and disk. It runs on, streams and all.
+
+        name: unique among snapshots. Raises NameTaken; HostResourceExhausted where the disk is
+        full, with nothing kept.
+        """
+        return self._call(lambda: self._sandbox.snapshot(name))
+
+    def rollback(self, snapshot: str) -> None:
+        """Put it back to where it, or another of its sizes, stood at a snapshot.
+
+        What it is now is lost, and its streams end; it keeps its id, name and timeout. Raises
+        InvalidRequest for an unknown snapshot, SnapshotInvalid; then it runs on.
+        """
+        self._call(lambda: self._sandbox.rollback(snapshot))
+
+    @staticmethod
+    def snapshots() -> _List[Snapshot]:
+        """This user's snapshots, the oldest first."""
+        return background.call(core.Sandbox.snapshots)
+
+    @staticmethod
+    def remove_snapshot(id_or_name: str) -> None:
+        """Remove a snapshot; sandboxes that came from it live on. Raises InvalidRequest."""
+        background.call(lambda: core.Sandbox.remove_snapshot(id_or_name))
+
+    def fork(self, n: int = 1) -> _List[Sandbox]:
+        """Make `n` sandboxes that go on where it stands: its memory, processes and files.
+
+        It stops for some milliseconds and its streams do not notice. In a child no stream is
+        open; its processes live on. Each is a sandbox of its own, with a timeout like that of
+        its parent anew. All are made or none.
+        """
+
+        async def forked() -> _List[core.Sandbox]:
+            return [_hold(child) for child in await self._sandbox.fork(n)]
+
+        return [Sandbox(child) for child in self._call(forked, undo=_kill_all)]
+
     def kill(self) -> None:
-        """End it now and give back all it held. Harmless when it has ended already."""
+        """End it now and give back all it held. Harmless when it has ended already.
+
+        A holder that does not answer is done without. Raises Unavailable where it cannot be ended.
+        """
 
         async def killed() -> None:
             await self._sandbox.kill()
@@ -350,6 +445,28 @@ class Sandbox(Handle):
         return self._call(self._sandbox.ping)
 
 
+def _hold(sandbox: core.Sandbox) -> core.Sandbox:
+    """Remember what this process holds: it is ended with it."""
+    if isinstance(sandbox._session, LocalSession):
+        _held.difference_update([each for each in _held if each.state.ended])
+        _held.add(sandbox)
+    return sandbox
+
+
+async def _let_be(sandbox: core.Sandbox) -> None:
+    """Nobody uses what was connected to: one that was woken for it sleeps again."""
+    if sandbox in _held:
+        await sandbox.hibernate()
+        _held.discard(sandbox)
+    await sandbox.close()
+
+
+async def _kill_all(sandboxes: list[core.Sandbox]) -> None:
+    for sandbox in sandboxes:
+        await sandbox.kill()
+        _held.discard(sandbox)
+
+
 async def _end(sandbox: core.Sandbox) -> None:
     await sandbox.__aexit__(None, None, None)
     _held.discard(sandbox)
@@ -357,6 +474,8 @@ async def _end(sandbox: core.Sandbox) -> None:
 
 async def _end_all() -> None:
     for sandbox in list(_held):
+        if sandbox.state is SandboxState.HIBERNATED:
+            continue  # It waits for whoever wakes it.
         with contextlib.suppress(NovaError):
             await _end(sandbox)
 

@@ -1,0 +1,214 @@
+"""Saving a sandbox that runs: its snapshot, its children, its sleep.
+
+What is saved is one moment: memory, devices and disk, while the vCPUs stand still. Of the
+memory only what differs from the template's is written, of the disk nothing at all: what
+was written so far becomes a layer that is shared (`core/layers.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shutil
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from novasandbox.core import layers, provider_choice, registry, snapshots
+from novasandbox.core.ground import Ground
+from novasandbox.core.hypervisor import MEMORY, STATE, Machine, MachineSpec
+from novasandbox.core.preparation import Prepared, stand_on
+from novasandbox.core.registry import Record
+from novasandbox.core.snapshots import Kept, Snapshot
+from novasandbox.core.template_snapshot import Origin
+from novasandbox.errors import SnapshotInvalid
+
+if TYPE_CHECKING:
+    from novasandbox.core.holder import Holder
+
+
+async def take(holder: Holder, folder: Path) -> Ground:
+    """Save a sandbox into `folder` and let it go on; gives what a copy of it stands on.
+
+    Raises OperationFailed, OSError, VmmCrashed; the sandbox is then as it was.
+    """
+    async with holder.still() as machine:
+        await machine.save(folder)
+        ground = await _freeze(holder, machine)
+    return await with_memory(ground, folder)
+
+
+async def _freeze(holder: Holder, machine: Machine) -> Ground:
+    """Share what the sandbox wrote to its disk so far; it writes to a new layer."""
+    record = holder.record
+    ground, disk = ground_of(record), disk_of(record)
+    top = record.directory / f"{secrets.token_hex(8)}.qcow2"
+    layer = await asyncio.to_thread(layers.leave, disk)
+    try:
+        await machine.freeze_disk(top)
+    except BaseException:
+        layers.sweep((), (layer,))
+        raise
+    ground = ground.with_layer(layer)
+    holder.record = registry.change(record, ground=ground.as_data(), disk=top.stem)
+    await asyncio.to_thread(layers.settle, layer)
+    with suppress(OSError):
+        disk.unlink()
+    return ground
+
+
+async def with_memory(ground: Ground, folder: Path) -> Ground:
+    """What a copy stands on: memory that was written whole becomes an artifact, to be shared."""
+    memory = folder / MEMORY
+    if not memory.exists():
+        return ground
+    from novasandbox.images.store import Store
+
+    async def build(place: Path) -> None:
+        memory.rename(place / MEMORY)
+
+    artifact = await Store().obtain("memory", {"id": secrets.token_hex(16)}, build)
+    return replace(ground, memory=f"{artifact.key}/{MEMORY}")
+
+
+async def snapshot(holder: Holder, name: str | None) -> Snapshot:
+    """Keep this moment of a sandbox under a name or an id."""
+    await asyncio.to_thread(snapshots.check_name, name)
+    folder = await asyncio.to_thread(snapshots.new_folder)
+    try:
+        created = time.time()
+        ground = await take(holder, folder)
+        for layer in ground.own_layers[-1:]:
+            await asyncio.to_thread(layers.make_sure, layer)
+        kept = Kept(
+            id=snapshots.new_id(),
+            name=name,
+            parent=holder.record.origin,
+            sandbox=holder.id,
+            created=created,
+            provider=str(holder.record.provider),
+            signature=await signature(holder.record, ground),
+            ground=ground,
+            config=dict(holder.record.config),
+        )
+        await asyncio.to_thread(snapshots.keep, folder, kept)
+    except BaseException:
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        raise
+    holder.record = registry.change(holder.record, origin=kept.id)
+    return kept.public
+
+
+@asynccontextmanager
+async def moment(holder: Holder) -> AsyncIterator[tuple[Prepared, Origin]]:
+    """A sandbox saved for as long as the block lasts, to make children from."""
+    folder = await asyncio.to_thread(snapshots.new_folder)
+    try:
+        ground = await take(holder, folder)
+        with await asyncio.to_thread(stand_on, ground) as prepared:
+            yield prepared, origin_of(ground, folder)
+    finally:
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+@asynccontextmanager
+async def of_snapshot(kept: Kept) -> AsyncIterator[tuple[Prepared, Origin]]:
+    """What a copy of a snapshot is made from. Raises SnapshotInvalid."""
+    await asyncio.to_thread(snapshots.check, kept)
+    with await asyncio.to_thread(stand_on, kept.ground) as prepared:
+        of_what = f"the snapshot {kept.name or kept.id}"
+        await check_signature(kept.provider, kept.signature, prepared, of_what)
+        yield prepared, origin_of(kept.ground, kept.folder)
+
+
+def origin_of(ground: Ground, folder: Path) -> Origin:
+    """What was saved into `folder`. Raises SnapshotInvalid where a layer is not whole."""
+    from novasandbox.images.store import Store
+
+    return Origin(
+        ground=ground,
+        state=folder / STATE,
+        memory=Store().objects / ground.memory if ground.memory else None,
+        layers=tuple(
+            layers.check(layer) if "/" not in layer else Store().objects / layer
+            for layer in ground.layers
+        ),
+    )
+
+
+async def found_disk(machine: Machine, record: Record) -> dict[str, Any]:
+    """What a record must say of the disk of a machine that was taken over.
+
+    Whoever held it may have died after a new layer was laid on, and before he wrote it down.
+    """
+    disk = await machine.disk_layer()
+    if record.disk in (None, disk):
+        return {}
+    ground = ground_of(record).with_layer(str(record.disk))
+    await asyncio.to_thread(layers.settle, str(record.disk))
+    return {"ground": ground.as_data(), "disk": disk}
+
+
+def ground_of(record: Record) -> Ground:
+    """What a sandbox with a machine stands on. Raises SnapshotInvalid for an unreadable one."""
+    ground = Ground.load(record.ground)
+    if ground is None or record.disk is None:
+        raise SnapshotInvalid(
+            "the sandbox cannot be saved",
+            why="its record does not say what it stands on",
+            sandbox_id=record.id,
+        )
+    return ground
+
+
+def disk_of(record: Record) -> Path:
+    """The file of a sandbox's own layer."""
+    return record.directory / f"{record.disk}.qcow2"
+
+
+async def signature(record: Record, ground: Ground) -> dict[str, Any]:
+    """What a sandbox's machine depends on (`BaseHypervisor.signature`)."""
+    provider = provider_choice.load(str(record.provider))
+    with await asyncio.to_thread(stand_on, ground) as prepared:
+        return dict(
+            await provider.signature(
+                _sizes(record.settings.vcpus, record.settings.memory_mib, prepared)
+            )
+        )
+
+
+def _sizes(vcpus: int, memory_mib: int, prepared: Prepared) -> MachineSpec:
+    nowhere = Path(os.devnull)
+    return MachineSpec(
+        id="",
+        run_dir=nowhere,
+        kernel=prepared.kernel,
+        initramfs=prepared.initramfs,
+        rootfs=prepared.rootfs,
+        scratch_base=prepared.scratch,
+        scratch_mib=0,
+        disk=nowhere,
+        vcpus=vcpus,
+        memory_mib=memory_mib,
+    )
+
+
+async def check_signature(
+    provider_name: str, known: Mapping[str, Any] | None, prepared: Prepared, of_what: str
+) -> None:
+    """Raise SnapshotInvalid where a saved machine does not fit this host any more."""
+    provider = provider_choice.load(provider_name)
+    saved = dict(known or {})
+    sizes = int(saved.get("vcpus", 1)), int(saved.get("memory_mib", 0))
+    current = dict(await provider.signature(_sizes(*sizes, prepared)))
+    differs = sorted(n for n in {*saved, *current} if saved.get(n) != current.get(n))
+    if differs:
+        raise SnapshotInvalid(
+            f"{of_what} does not fit this host any more",
+            why="; ".join(f"{n}: {saved.get(n)!r} then, {current.get(n)!r} now" for n in differs),
+            fix="Go back to the hypervisor and host that it was made with, or make it anew.",
+        )

@@ -1,0 +1,260 @@
+"""How a sandbox comes into the hands of this process: made, copied, taken over, or woken."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from novasandbox.core import (
+    copying,
+    making,
+    provider_choice,
+    registry,
+    sleeping,
+    snapshots,
+    template_snapshot,
+)
+from novasandbox.core.exhaustion import host_limits
+from novasandbox.core.holder import Holder
+from novasandbox.core.hypervisor import BaseHypervisor, SandboxConfig, SandboxState
+from novasandbox.core.making import Made
+from novasandbox.core.owner import Owner
+from novasandbox.core.preparation import Prepared, prepare
+from novasandbox.core.registry import Record
+from novasandbox.core.template_snapshot import Origin
+from novasandbox.errors import InvalidConfig, VmmCrashed
+from novasandbox.guest.client import Guest
+
+
+async def create(config: SandboxConfig) -> Holder:
+    """Make a sandbox and hold it. Whatever goes wrong, nothing is left behind.
+
+    Raises InvalidConfig, TemplateNotFound, NameTaken, SnapshotInvalid, Unavailable kinds,
+    BootFailed, GuestPanicked.
+    """
+    with host_limits():
+        await asyncio.to_thread(registry.collect_leftovers)
+        if config.snapshot is not None:
+            return await _from_snapshot(config, config.snapshot)
+        provider, _ = await provider_choice.choose(config.provider)
+        with await prepare(config) as prepared:
+            holder = await _recorded(config, provider, template=prepared.ground.template)
+            async with holder.abandoned_on_failure():
+                holder.has(await _make(holder, provider, config, prepared))
+                await holder.settle(config, prepared.ground, template=prepared.template)
+            return holder
+
+
+async def _make(
+    holder: Holder, provider: BaseHypervisor, config: SandboxConfig, prepared: Prepared
+) -> Made:
+    origin = None if config.cold else await template_snapshot.obtain(provider, prepared, config)
+    try:
+        return await making.make(provider, holder.place(config), prepared, origin)
+    finally:
+        if origin is not None and origin.hold is not None:
+            origin.hold.close()
+
+
+async def _from_snapshot(config: SandboxConfig, name: str) -> Holder:
+    kept = await asyncio.to_thread(snapshots.find, name)
+    config = _sized_like(config, kept.settings)
+    async with copying.of_snapshot(kept) as (prepared, origin):
+        return await copy(
+            config, kept.provider, prepared, origin, came_from=kept.id, env=config.env
+        )
+
+
+async def copy(
+    config: SandboxConfig,
+    provider_name: str,
+    prepared: Prepared,
+    origin: Origin,
+    *,
+    came_from: str | None,
+    env: Mapping[str, str] | None = None,
+) -> Holder:
+    """Make a sandbox that goes on where another one stood, as one of its own.
+
+    env: instead of the other's, where it has any. Raises as `create` does.
+    """
+    provider = provider_choice.load(provider_name)
+    holder = await _recorded(config, provider, origin=came_from)
+    async with holder.abandoned_on_failure():
+        holder.has(await making.copy(provider, holder.place(config), prepared, origin))
+        await holder.settle(config, None, env)
+    return holder
+
+
+async def fork(parent: Holder, count: int) -> list[Holder]:
+    """Make `count` sandboxes that go on where this one stands, from one moment.
+
+    Either all are made, or none. Raises as `create` does.
+    """
+    config = replace(parent.record.settings, name=None)
+    provider, origin = str(parent.record.provider), parent.record.origin
+    with host_limits():
+        async with copying.moment(parent) as (prepared, saved):
+            making_them = [
+                copy(config, provider, prepared, saved, came_from=origin) for _ in range(count)
+            ]
+            results = await asyncio.gather(*making_them, return_exceptions=True)
+        children = [each for each in results if not isinstance(each, BaseException)]
+        failures = [each for each in results if isinstance(each, BaseException)]
+        if failures:
+            await asyncio.gather(*(child.kill() for child in children))
+            raise failures[0]
+    for child in children:
+        if parent.on_child is not None:
+            parent.on_child(child)
+    return children
+
+
+async def adopt(record: Record) -> Holder:
+    """Take over a sandbox whose holder died.
+
+    Raises VmmCrashed when its machine is gone. Whatever else goes wrong is raised too, and
+    leaves the sandbox as it was: the next one may try.
+    """
+    if record.provider is None or record.machine is None:
+        raise VmmCrashed("the sandbox never got a machine", sandbox_id=record.id)
+    holder = Holder(record)
+    provider = provider_choice.load(record.provider)
+    try:
+        machine = await provider.adopt(record.directory, record.machine)
+        await holder.take_over(machine)
+        disk = await copying.found_disk(machine, record)
+        holder.record = registry.change(record, owner=Owner.self(), **disk)
+        await holder.serve()
+        holder.watch_time()
+        await holder.reopen_ports()
+    except VmmCrashed as error:
+        await holder.abandon(error)
+        raise
+    except BaseException:
+        await asyncio.shield(asyncio.ensure_future(holder.let_go()))
+        with contextlib.suppress(OSError):
+            registry.save(record)
+        raise
+    holder.note("adopted")
+    return holder
+
+
+async def wake(identity: str, holder: Holder | None = None) -> Holder | None:
+    """Wake a sandbox and hold it; None when somebody else has done so meanwhile.
+
+    holder: the one who put it to sleep, if this process did.
+
+    Raises SnapshotInvalid where what was saved is damaged or does not fit this host, and what
+    `create` raises. It then sleeps on.
+    """
+    with host_limits():
+        async with sleeping.alone(identity):
+            slept = await asyncio.to_thread(registry.get, identity)
+            if not sleeping.is_asleep(slept):
+                return None
+            record = replace(slept, owner=Owner.self(), token=secrets.token_hex(16))
+            if holder is None:
+                holder = Holder(record)
+            holder.record = record
+            async with sleeping.saved(slept) as (prepared, origin):
+                try:
+                    await _awaken(holder, slept, prepared, origin)
+                except BaseException:
+                    await asyncio.shield(asyncio.ensure_future(holder.sleep_on(slept)))
+                    raise
+    holder.note("woken")
+    return holder
+
+
+async def rollback(holder: Holder, snapshot: str) -> None:
+    """Put a sandbox back to where it stood at a snapshot. Raises as `wake` does."""
+    kept = await asyncio.to_thread(snapshots.find, snapshot)
+    if (kept.settings.vcpus, kept.settings.memory_mib, kept.settings.disk_mib) != (
+        holder.record.settings.vcpus,
+        holder.record.settings.memory_mib,
+        holder.record.settings.disk_mib,
+    ):
+        raise InvalidConfig(
+            "the snapshot is of a sandbox of other sizes",
+            fix=f"Start another one from it: Sandbox.create(snapshot={snapshot!r}).",
+            sandbox_id=holder.id,
+        )
+    await sleeping.go_back(holder, kept)
+    await holder.rouse()
+    holder.note("rolled back", snapshot=kept.id)
+
+
+async def _awaken(holder: Holder, slept: Record, prepared: Prepared, origin: Origin) -> None:
+    provider = provider_choice.load(str(slept.provider))
+    made = await making.copy(provider, holder.place(slept.settings), prepared, origin)
+    holder.holds(made)
+    asleep = slept.asleep or {}
+    guest = Guest(made.channel, holder.id)
+    if asleep.get("copied"):
+        await guest.configure(hostname=slept.settings.name or f"nova-{slept.id}")
+    else:
+        await guest.renew()
+    remaining = asleep.get("remaining")
+    is_paused = bool(asleep.get("paused"))
+    if is_paused:
+        await holder.stand_still()
+    if slept.config.get("detach"):
+        made.machine.outlive_owner()
+    await holder.serve()
+    # The moment at which it is awake.
+    holder.record = registry.change(
+        holder.record,
+        state=SandboxState.PAUSED if is_paused else SandboxState.RUNNING,
+        deadline=None if remaining is None else time.time() + remaining,
+        ground=made.ground.as_data(),
+        disk=made.disk.stem,
+        asleep=None,
+    )
+    holder.watch_time()
+    await asyncio.to_thread(sleeping.forget, slept)
+
+
+async def _recorded(
+    config: SandboxConfig,
+    provider: BaseHypervisor,
+    *,
+    origin: str | None = None,
+    template: str | None = None,
+) -> Holder:
+    record = await _new_record(config, provider=provider.name, origin=origin)
+    holder = Holder(record)
+    holder.note("created", template=template, snapshot=origin)
+    return holder
+
+
+def _sized_like(config: SandboxConfig, saved: SandboxConfig) -> SandboxConfig:
+    """A configuration with a snapshot's sizes. Raises InvalidConfig where others are asked for."""
+    usual = SandboxConfig()
+    sizes = {}
+    for name in ("vcpus", "memory_mib", "disk_mib"):
+        wanted, given = getattr(config, name), getattr(saved, name)
+        if wanted not in (given, getattr(usual, name)):
+            raise InvalidConfig(
+                f"{name}={wanted} cannot be had",
+                why=f"the snapshot was taken with {name}={given}",
+                fix="Leave it out: what is restored has the sizes that it was saved with.",
+            )
+        sizes[name] = given
+    return replace(config, **sizes)
+
+
+async def _new_record(config: SandboxConfig, **more: Any) -> Record:
+    """A record on disk; when the caller is cancelled meanwhile, none."""
+    making = asyncio.ensure_future(asyncio.to_thread(registry.create, config, Owner.self(), **more))
+    try:
+        return await asyncio.shield(making)
+    except asyncio.CancelledError:
+        record = await making
+        await asyncio.to_thread(registry.bury, record, SandboxState.FAILED, "it was given up")
+        raise

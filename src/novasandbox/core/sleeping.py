@@ -1,0 +1,231 @@
+"""Sandboxes that lie on disk: put to sleep by their holder, woken by whoever wants them next.
+
+Asleep, a sandbox has no process. Its record says HIBERNATED, and that one write is the
+moment at which it is: before it the machine goes on as if nothing had been, after it the
+saved state counts. What a woken machine writes to its disk goes to a new layer, so that the
+saved state stays whole until the sandbox runs again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import secrets
+import shutil
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from novasandbox.core import copying, layers, registry
+from novasandbox.core.copying import disk_of, ground_of
+from novasandbox.core.ground import Ground, layer_path
+from novasandbox.core.hypervisor import STATE, SandboxState, require_state
+from novasandbox.core.owner import Owner
+from novasandbox.core.preparation import Prepared, stand_on
+from novasandbox.core.registry import Record
+from novasandbox.core.snapshots import Kept
+from novasandbox.core.template_snapshot import Origin
+from novasandbox.errors import IllegalTransition, SnapshotInvalid
+
+if TYPE_CHECKING:
+    from novasandbox.core.holder import Holder
+
+log = logging.getLogger(__name__)
+
+_POLL = 0.02
+
+
+async def hibernate(holder: Holder) -> None:
+    """Put a sandbox to sleep. Whatever goes wrong, it runs on as before."""
+    folder = holder.record.directory / f"asleep-{secrets.token_hex(4)}"
+    async with holder.still() as machine:
+        try:
+            folder.mkdir(mode=0o700)
+            await machine.save(folder)
+            ground = await copying.with_memory(ground_of(holder.record), folder)
+            signature = await copying.signature(holder.record, ground)
+            await _lie_down(holder, folder, ground, disk_of(holder.record), signature)
+        except BaseException:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            raise
+        await holder.fall_asleep(asleep_error(holder.id))
+
+
+async def go_back(holder: Holder, kept: Kept) -> None:
+    """Put a sandbox to sleep as it was at a snapshot; what it is now is lost.
+
+    Raises SnapshotInvalid for one that is damaged or does not fit this host; then it runs on.
+    """
+    folder = holder.record.directory / f"asleep-{secrets.token_hex(4)}"
+    async with copying.of_snapshot(kept), holder.still():
+        *below, layer = kept.ground.layers
+        disk = holder.record.directory / f"{layer}.qcow2"
+        try:
+            folder.mkdir(mode=0o700)
+            await asyncio.to_thread(os.link, kept.folder / STATE, folder / STATE)
+            if not disk.exists():
+                await asyncio.to_thread(os.link, layer_path(layer), disk)
+            ground = replace(kept.ground, layers=tuple(below))
+            await _lie_down(holder, folder, ground, disk, dict(kept.signature), kept.id)
+        except BaseException:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            raise
+        await holder.fall_asleep(asleep_error(holder.id), briefly=True)
+
+
+def asleep_error(identity: str) -> IllegalTransition:
+    """What streams end with when a sandbox is put to sleep."""
+    return IllegalTransition(
+        "the sandbox was hibernated",
+        current=SandboxState.HIBERNATED,
+        required=(SandboxState.RUNNING,),
+        sandbox_id=identity,
+    )
+
+
+async def _lie_down(
+    holder: Holder,
+    folder: Path,
+    ground: Ground,
+    disk: Path,
+    signature: Mapping[str, Any],
+    origin: str | None = None,
+) -> None:
+    record = holder.record
+    asleep = {
+        "folder": folder.name,
+        "signature": dict(signature),
+        "hash": await asyncio.to_thread(_seal, folder / STATE),
+        "disk": await asyncio.to_thread(_seal_disk, disk),
+        "remaining": None if record.deadline is None else record.deadline - time.time(),
+        "paused": record.state is SandboxState.PAUSED and origin is None,
+        "copied": origin is not None,
+    }
+    # The machine stays in the record: were we to die now, it would be ended by the next.
+    holder.record = registry.change(
+        record,
+        state=SandboxState.HIBERNATED,
+        ground=ground.as_data(),
+        disk=disk.stem,
+        origin=origin or record.origin,
+        asleep=asleep,
+        deadline=None,
+        ports={},
+    )
+
+
+def is_asleep(record: Record) -> bool:
+    """Whether it is to be woken. Raises IllegalTransition where it can neither be nor runs."""
+    if record.state is SandboxState.HIBERNATED:
+        return True
+    require_state(record.state, (SandboxState.RUNNING, SandboxState.PAUSED), "wake it", record.id)
+    return False
+
+
+@asynccontextmanager
+async def saved(record: Record) -> AsyncIterator[tuple[Prepared, Origin]]:
+    """What a sleeping sandbox is restored from. Raises SnapshotInvalid."""
+    machine = Owner.load(record.machine)
+    if machine is not None:
+        machine.kill()
+        await machine.wait()
+    asleep = dict(record.asleep or {})
+    folder = record.directory / str(asleep.get("folder"))
+    ground, disk = ground_of(record), disk_of(record)
+    await asyncio.to_thread(_check, record, folder / STATE, disk)
+    await asyncio.to_thread(_collect, record, folder, disk)
+    with await asyncio.to_thread(stand_on, ground) as prepared:
+        await copying.check_signature(
+            str(record.provider), asleep.get("signature"), prepared, record.id
+        )
+        layer = await asyncio.to_thread(_as_layer, disk)
+        try:
+            yield prepared, copying.origin_of(ground.with_layer(layer), folder)
+        except BaseException:
+            await asyncio.to_thread(layers.sweep, registry.used_layers(), (layer,))
+            raise
+
+
+def forget(slept: Record) -> None:
+    """Remove what woke a sandbox, once it runs."""
+    folder = (slept.asleep or {}).get("folder")
+    if folder:
+        shutil.rmtree(slept.directory / str(folder), ignore_errors=True)
+    disk_of(slept).unlink(missing_ok=True)
+
+
+def _as_layer(disk: Path) -> str:
+    layer = disk.stem
+    if not layer_path(layer).exists():
+        layers.leave(disk)
+    layers.settle(layer)
+    return layer
+
+
+def _collect(record: Record, folder: Path, disk: Path) -> None:
+    """Remove what wakings and hibernations left that were killed half-way."""
+    for path in record.directory.iterdir():
+        if path.name.startswith("asleep-") and path != folder:
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.suffix == ".qcow2" and path != disk:
+            path.unlink(missing_ok=True)
+
+
+def _seal(path: Path) -> str:
+    from novasandbox.images.manifest import content_hash
+
+    return content_hash(path, sync=True)
+
+
+def _seal_disk(path: Path) -> list[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return layers.stamp(path)
+
+
+def _check(record: Record, state: Path, disk: Path) -> None:
+    """Raise SnapshotInvalid unless state and disk are what was saved."""
+    from novasandbox.images.manifest import content_hash
+
+    asleep = dict(record.asleep or {})
+    damaged = None
+    try:
+        if content_hash(state) != asleep.get("hash"):
+            damaged = state
+        elif layers.stamp(disk) != asleep.get("disk"):
+            damaged = disk
+    except FileNotFoundError as error:
+        damaged = error.filename
+    if damaged is not None:
+        raise SnapshotInvalid(
+            "the sandbox cannot be woken",
+            why=f"{damaged} is missing, or not what was saved",
+            fix=f"What it held is lost: nova kill {record.id}",
+            sandbox_id=record.id,
+        )
+
+
+@asynccontextmanager
+async def alone(identity: str) -> AsyncIterator[None]:
+    """One process wakes a sandbox at a time."""
+    record = await asyncio.to_thread(registry.get, identity)
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+    descriptor = os.open(record.directory / "wake.lock", flags, 0o600)
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                await asyncio.sleep(_POLL)
+        yield
+    finally:
+        os.close(descriptor)

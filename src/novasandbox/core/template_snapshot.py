@@ -1,0 +1,215 @@
+"""A template's snapshot: its guest, booted and warmed once, which every sandbox is a copy of.
+
+It is an artifact like others, keyed by all that it depends on: what no longer fits is made
+anew and never restored. Sizes other than the template's have one of their own, made when
+they are first asked for; of those that nobody uses the oldest go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from novasandbox.core import registry
+from novasandbox.core.booting import boot
+from novasandbox.core.ground import Ground
+from novasandbox.core.hypervisor import (
+    MEMORY,
+    STATE,
+    BaseHypervisor,
+    Machine,
+    MachineSpec,
+    SandboxConfig,
+)
+from novasandbox.core.owner import owner_descriptor
+from novasandbox.core.preparation import Prepared
+from novasandbox.core.warming import warm, warmth
+from novasandbox.errors import HostResourceExhausted, OperationFailed, Unavailable
+from novasandbox.guest.channel import Channel
+
+if TYPE_CHECKING:
+    from novasandbox.images.locks import Hold
+    from novasandbox.images.progress import Progress
+    from novasandbox.images.store import Store
+
+log = logging.getLogger(__name__)
+
+KIND = "snapshot"
+DISK = "disk.qcow2"
+_REVISION = 1
+# Of the sizes that were once asked for; each takes some 100 MiB.
+_KEPT = 8
+# Beside the guest's memory in use: its devices and what it wrote to its disk.
+_ROOM = 192 << 20
+_HOSTNAME = "nova"
+# What could not be made is not tried again by this process.
+_failed: set[str] = set()
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What copies are restored from; its files are held as long as the hold is open.
+
+    ground: that of the copies. memory: None for one whose state holds all of it.
+    """
+
+    ground: Ground
+    state: Path
+    memory: Path | None
+    layers: tuple[Path, ...]
+    hold: Hold | None = None
+
+
+async def obtain(
+    provider: BaseHypervisor,
+    prepared: Prepared,
+    config: SandboxConfig,
+    progress: Progress | None = None,
+) -> Origin | None:
+    """The snapshot for these sizes, made where it is missing; None where it cannot be made.
+
+    Two askers at once: one makes it, the other waits.
+    """
+    from novasandbox.images.store import Store
+
+    spec = _spec(prepared, config)
+    made_from = await _made_from(provider, prepared, spec)
+    store = Store()
+    key = store.key(KIND, made_from)
+    if key in _failed:
+        return None
+    try:
+        hold = await _hold(store, key, made_from, provider, prepared, spec, progress)
+    except (OperationFailed, Unavailable, OSError) as error:
+        if isinstance(error, HostResourceExhausted):
+            raise
+        _failed.add(key)
+        log.warning("template %s has no snapshot: %s", prepared.ground.template, error)
+        return None
+    folder = store.objects / key
+    # Its age counts from here on.
+    os.utime(folder)
+    await asyncio.to_thread(_evict, store)
+    return Origin(
+        ground=replace(prepared.ground, layers=(f"{key}/{DISK}",), memory=f"{key}/{MEMORY}"),
+        state=folder / STATE,
+        memory=folder / MEMORY,
+        layers=(folder / DISK,),
+        hold=hold,
+    )
+
+
+async def _made_from(
+    provider: BaseHypervisor, prepared: Prepared, spec: MachineSpec
+) -> dict[str, Any]:
+    return {
+        "revision": _REVISION,
+        "parts": [prepared.ground.bundle],
+        "scratch": prepared.ground.scratch,
+        "machine": dict(await provider.signature(spec)),
+        "warmth": warmth(prepared.template),
+    }
+
+
+async def _hold(
+    store: Store,
+    key: str,
+    made_from: dict[str, Any],
+    provider: BaseHypervisor,
+    prepared: Prepared,
+    spec: MachineSpec,
+    progress: Progress | None,
+) -> Hold:
+    from novasandbox.images.progress import quiet
+
+    async def build(folder: Path) -> None:
+        await _Build(provider, prepared, spec, folder).run()
+
+    while True:
+        await store.obtain(
+            KIND,
+            made_from,
+            build,
+            needed=min(spec.memory_mib << 20, _ROOM),
+            progress=progress or quiet,
+        )
+        try:
+            return await asyncio.to_thread(store.hold, key)
+        except FileNotFoundError:
+            continue  # removed in the moment between
+
+
+def _spec(prepared: Prepared, config: SandboxConfig) -> MachineSpec:
+    nowhere = Path("/nonexistent")
+    return MachineSpec(
+        id=f"template-{secrets.token_hex(4)}",
+        run_dir=nowhere,
+        kernel=prepared.kernel,
+        initramfs=prepared.initramfs,
+        rootfs=prepared.rootfs,
+        scratch_base=prepared.scratch,
+        scratch_mib=config.disk_mib,
+        disk=nowhere,
+        vcpus=config.vcpus,
+        memory_mib=config.memory_mib,
+        hold_fds=prepared.hold_fds,
+    )
+
+
+class _Build:
+    """Boots, warms and saves one guest into an artifact's folder."""
+
+    def __init__(
+        self, provider: BaseHypervisor, prepared: Prepared, spec: MachineSpec, folder: Path
+    ) -> None:
+        self._provider = provider
+        self._prepared = prepared
+        self._folder = folder
+        self._run_dir = folder / "run"
+        self._spec = replace(spec, run_dir=self._run_dir, disk=folder / DISK)
+
+    async def run(self) -> None:
+        self._run_dir.mkdir(mode=0o700)
+        owner = owner_descriptor()
+        try:
+            spec = replace(self._spec, owner_fd=owner)
+            machine, channel = await boot(self._provider, spec, _channel)
+        finally:
+            if owner is not None:
+                os.close(owner)
+        try:
+            await warm(channel, self._prepared, hostname=_HOSTNAME)
+            await channel.close()
+            await machine.pause()
+            await machine.save(self._folder)
+        finally:
+            await asyncio.shield(asyncio.ensure_future(_give_back(machine, channel)))
+        from novasandbox.images.tree import remove_tree
+
+        await asyncio.to_thread(remove_tree, self._run_dir)
+
+
+async def _give_back(machine: Machine, channel: Channel) -> None:
+    await channel.close()
+    await machine.kill()
+
+
+def _channel(machine: Machine) -> Channel:
+    return Channel(machine.dial, holder=secrets.token_bytes(16))
+
+
+def _evict(store: Store) -> None:
+    """Remove the oldest snapshots that nobody uses, beyond some."""
+    found = [key for key in store.keys() if key.startswith(f"{KIND}-")]  # noqa: SIM118
+    if len(found) <= _KEPT:
+        return
+    used = registry.used_artifacts()
+    by_age = sorted(found, key=lambda key: (store.objects / key).stat().st_mtime)
+    for key in by_age[: len(found) - _KEPT]:
+        if key not in used:
+            store.remove(key)
