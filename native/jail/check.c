@@ -48,6 +48,7 @@ int check_print(void)
 	print_trial("room", base_error != 0 ? base_error : trial_run(user | CLONE_NEWNS, room_trial));
 	print_part("uid", own_uid, own_uid ? "" : "changing to a uid of its own needs root");
 	print_trial("seccomp", check_seccomp());
+	print_trial("open-read-only", trial_run(0, lend_trial));
 	snprintf(text, sizeof text, "%s%d", abi < 1 ? "not in this kernel: " : "ABI ", abi < 1 ? errno : abi);
 	print_part("landlock", abi >= 1, text);
 	printf("\n]}\n");

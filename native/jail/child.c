@@ -68,16 +68,18 @@ static void place_descriptors(const struct options *o, const struct child_fds *f
 		place(fds->console[i], o->consoles[i].fd);
 }
 
-static void close_the_rest(const struct options *o, int notes)
+static void close_the_rest(const struct options *o, const struct child_fds *fds)
 {
-	int keep[MAX_FDS + MAX_CONSOLES + 1];
+	int keep[MAX_FDS + MAX_CONSOLES + 2];
 	size_t len = 0;
 
 	for (size_t i = 0; i < o->keep_len; i++)
 		keep[len++] = o->keep[i];
 	for (size_t i = 0; i < o->consoles_len; i++)
 		keep[len++] = o->consoles[i].fd;
-	keep[len++] = notes; /* exec closes it */
+	keep[len++] = fds->notes; /* exec closes these two */
+	if (fds->lend >= 0)
+		keep[len++] = fds->lend;
 	close_all_but(keep, len);
 }
 
@@ -111,6 +113,8 @@ void child_run(struct options *o, const struct child_fds *fds, unsigned long mad
 	if (chdir("/") != 0)
 		failed("room", errno, "chdir");
 	limits_apply(o);
+	if (fds->lend >= 0)
+		lend_open(o->open_read_only, fds->lend);
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
 		failed("capabilities", errno, "no_new_privs");
 	/* Before the uid goes: without a room its paths may be root's to open. */
@@ -120,8 +124,10 @@ void child_run(struct options *o, const struct child_fds *fds, unsigned long mad
 	 * new uid may look in. After it the pid namespace and the own uid hold. */
 	prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
 	die_with_supervisor(fds->go);
-	close_the_rest(o, fds->notes);
+	close_the_rest(o, fds);
 	seccomp_install(o);
+	if (fds->lend >= 0)
+		lend_install(fds->lend);
 	execve(o->program[0], o->program, o->env);
 	failed("exec", errno, "%s", o->program[0]);
 }

@@ -14,9 +14,11 @@
  *   room.c        the new root
  *   privileges.c  ids, capabilities, limits, descriptors
  *   seccomp.c     the system calls that QEMU never needs
+ *   lend.c        a file that the program opens to write, and gets to read
  *   landlock.c    the second wall around files and, without namespaces, the first
  *   cgroup.c      memory, process and CPU limits
  *   log.c         logs that cannot fill a disk
+ *   budget.c      how much a hostile program may make the supervisor do
  *   report.c      the status line and the notes the child sends out
  *   check.c       what this host can give
  */
@@ -86,6 +88,7 @@ struct options {
 	struct console consoles[MAX_CONSOLES];
 	size_t consoles_len;
 	const char *hostname;
+	const char *open_read_only; /* of a read-only bind, as the program sees it */
 	const char *log;
 	const char *pid_file;
 	const char *oom_score_adj;
@@ -150,10 +153,39 @@ void identity_decide(struct options *o); /* in the supervisor: can it have the u
 bool identity_is_useful(const struct options *o); /* in the child, when it has no room */
 void privileges_drop(const struct options *o, bool own_uid);
 void supervisor_privileges_drop(const struct options *o);
+void identity_resemble(const struct options *o); /* the supervisor may look into the program */
+void identity_return(void);
 void close_all_but(const int *keep, size_t keep_len);
 
 /* seccomp.c */
 void seccomp_install(const struct options *o);
+int seccomp_listen(void); /* a filter that puts calls which open to read and write to the descriptor it returns */
+
+/* budget.c */
+struct budget {
+	long left;
+	long per_ms;
+	long burst;
+	uint64_t reckoned_ms;
+};
+bool budget_left(struct budget *b); /* takes the time that has passed into account; the caller takes from `left` */
+
+/* lend.c */
+struct lender {
+	const char *path;
+	int socket;   /* until the child has sent the two below */
+	int file;     /* until it was lent */
+	int listener; /* where the program's calls come in */
+	struct budget asked;
+};
+void lend_open(const char *path, int socket); /* in the child, in its room */
+void lend_install(int socket);                /* in the child, last before exec */
+int lend_trial(void);
+void lender_start(struct lender *l, const char *path, int socket); /* from here on in the supervisor */
+bool lender_can_look(pid_t program);
+int lender_source(const struct lender *l); /* -1: it has nothing to do any more */
+bool lender_may_answer(struct lender *l);  /* false: the program has asked enough for now */
+void lender_serve(struct lender *l, short events);
 
 /* landlock.c */
 int landlock_abi(void);
@@ -164,6 +196,7 @@ struct child_fds {
 	int go;     /* one byte says: maps and cgroup are ready; end of file: the supervisor died */
 	int notes;  /* close-on-exec: its end of file means that exec worked */
 	int output; /* stdout and stderr, or -1 */
+	int lend;   /* socket for what lend.c hands out, or -1 */
 	int console[MAX_CONSOLES];
 };
 _Noreturn void child_run(struct options *o, const struct child_fds *fds, unsigned long made);

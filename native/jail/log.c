@@ -10,7 +10,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 enum { KEPT = 64 * 1024, LARGEST = 2 * KEPT, PIECE = 16 * 1024, DRAINED = 1024 * 1024, PER_MS = 4 * 1024, BURST = 1024 * 1024 };
@@ -23,8 +22,7 @@ struct log {
 	char next_name[NAME_MAX + 8];
 	size_t size;        /* of the file */
 	size_t total;       /* bytes ever seen, so total % KEPT is where the ring goes on */
-	long budget;        /* bytes that may be taken now */
-	uint64_t budget_ms; /* when that was reckoned */
+	struct budget bytes;
 	char ring[KEPT];
 };
 
@@ -54,6 +52,7 @@ struct log *log_open(const char *path, int source_fd)
 	if (l == NULL)
 		failed("log", ENOMEM, "%s", path);
 	l->source = source_fd;
+	l->bytes = (struct budget){.per_ms = PER_MS, .burst = BURST};
 	/* Where there is no room, /proc lets the program read its own pipe empty
 	 * between our poll and our read, which must not wait for more. */
 	fcntl(source_fd, F_SETFL, O_NONBLOCK);
@@ -72,16 +71,7 @@ int log_source(const struct log *l)
 
 bool log_may_take(struct log *l)
 {
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	uint64_t ms = (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
-	uint64_t passed = ms - l->budget_ms < BURST / PER_MS ? ms - l->budget_ms : BURST / PER_MS;
-	l->budget += (long)passed * PER_MS;
-	if (l->budget > BURST)
-		l->budget = BURST;
-	l->budget_ms = ms;
-	return l->budget > 0;
+	return budget_left(&l->bytes);
 }
 
 /* A full disk loses log lines and nothing else. */
@@ -149,7 +139,7 @@ bool log_copy(struct log *l)
 		return errno == EAGAIN || errno == EINTR;
 	if (n == 0)
 		return false;
-	l->budget -= n;
+	l->bytes.left -= n;
 	remember(l, piece, (size_t)n);
 	if (l->size + (size_t)n > LARGEST)
 		start_over(l);

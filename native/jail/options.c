@@ -3,6 +3,7 @@
 #include "jail.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,6 +20,8 @@ static const char usage[] =
 	"  --bind-ro SOURCE DEST  a file or folder of the host, read-only\n"
 	"  --bind SOURCE DEST     the same, writable\n"
 	"  --device PATH          a device node, at its own path\n"
+	"  --open-read-only PATH  where a --bind-ro is in the room: PROGRAM's first attempt to open it\n"
+	"                         to read and write gives it a descriptor to read only\n"
 	"  --hostname NAME        the name in its UTS namespace (sandbox)\n"
 	"  --env KEY=VALUE        one variable; there are no others\n"
 	"  --keep-fd N            a descriptor the program keeps, under its number\n"
@@ -197,6 +200,8 @@ static bool parse_program(struct options *o, char **words)
 		o->groups[o->groups_len++] = identity(words[0]);
 	} else if (is("rlimit")) {
 		add_limit(o, words[0]);
+	} else if (is("open-read-only")) {
+		o->open_read_only = words[0];
 	} else if (is("hostname")) {
 		o->hostname = words[0];
 	} else if (is("oom-score-adj")) {
@@ -248,6 +253,23 @@ static bool parse_switch(struct options *o)
 	return true;
 }
 
+static void check_open_read_only(const struct options *o)
+{
+	const char *path = o->open_read_only;
+
+	option = "--open-read-only";
+	if (strlen(path) >= PATH_MAX)
+		bad("too long", path);
+	for (size_t i = 0; i < o->binds_len; i++) {
+		const struct bind *b = &o->binds[i];
+
+		/* The source is its name where no room can be built. */
+		if (b->access == READ_ONLY && (strcmp(b->dest, path) == 0 || strcmp(b->source, path) == 0))
+			return;
+	}
+	bad("no --bind-ro has it", path);
+}
+
 static void finish(struct options *o)
 {
 	report_open(o->status_fd, o->strict);
@@ -260,6 +282,8 @@ static void finish(struct options *o)
 		bad("not an absolute path", o->program[0]);
 	if (o->has_uid && o->gid == 0)
 		o->gid = o->uid;
+	if (o->open_read_only != NULL)
+		check_open_read_only(o);
 }
 
 void options_parse(struct options *o, int argc, char **argv)

@@ -148,6 +148,34 @@ void supervisor_privileges_drop(const struct options *o)
 		reduced("supervisor", errno, "it keeps the privileges it was started with");
 }
 
+/* To look into a process the kernel wants all its ids to be our real ones (or
+ * CAP_SYS_PTRACE, with which we could look into every process of the host). It
+ * is for the moments until the program has been lent its file. */
+static bool resembles;
+static uid_t real_uid;
+static gid_t real_gid;
+
+void identity_resemble(const struct options *o)
+{
+	real_uid = getuid();
+	real_gid = getgid();
+	/* Otherwise there would be no way back, once the capabilities are gone. */
+	if (!o->has_uid || real_uid != geteuid() || real_gid != getegid())
+		return;
+	resembles = true;
+	if (setresgid(o->gid, (gid_t)-1, (gid_t)-1) != 0 || setresuid(o->uid, (uid_t)-1, (uid_t)-1) != 0)
+		failed("uid", errno, "resembling uid %u", o->uid);
+}
+
+void identity_return(void)
+{
+	if (!resembles)
+		return;
+	resembles = false;
+	if (setresuid(real_uid, (uid_t)-1, (uid_t)-1) != 0 || setresgid(real_gid, (gid_t)-1, (gid_t)-1) != 0)
+		failed("supervisor", errno, "coming back to uid %u", real_uid);
+}
+
 static int ascending(const void *a, const void *b)
 {
 	int x = *(const int *)a, y = *(const int *)b;

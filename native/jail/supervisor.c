@@ -9,13 +9,15 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
+#include <string.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { MAX_LOGS = MAX_CONSOLES + 1, LATER_MS = 20 };
+enum { MAX_LOGS = MAX_CONSOLES + 1, OTHERS = 4, LATER_MS = 20 };
 
 struct supervisor {
 	pid_t child;
@@ -24,24 +26,32 @@ struct supervisor {
 	int owner;
 	struct log *logs[MAX_LOGS]; /* NULL once its source ended */
 	size_t logs_len;
+	struct lender lender;
 	bool told_failure;
+	bool ended; /* and buried: its pid may be another's */
 	int wait_status;
 };
 
-/* A pipe whose ends lie above every number that means something to the program,
- * so that placing descriptors in the child overwrites none of ours. */
+/* Above every number that means something to the program, so that placing
+ * descriptors in the child overwrites none of ours. */
+static int high(int low, int above)
+{
+	int fd = fcntl(low, F_DUPFD_CLOEXEC, above + 1);
+
+	if (fd < 0)
+		failed("descriptors", errno, "above %d", above);
+	close(low);
+	return fd;
+}
+
 static void high_pipe(int ends[2], int above)
 {
 	int low[2];
 
 	if (pipe2(low, O_CLOEXEC) != 0)
 		failed("descriptors", errno, "pipe");
-	for (int i = 0; i < 2; i++) {
-		ends[i] = fcntl(low[i], F_DUPFD_CLOEXEC, above + 1);
-		if (ends[i] < 0)
-			failed("descriptors", errno, "above %d", above);
-		close(low[i]);
-	}
+	for (int i = 0; i < 2; i++)
+		ends[i] = high(low[i], above);
 }
 
 static int open_log(struct supervisor *s, const char *path, int above)
@@ -58,6 +68,20 @@ static void open_logs(struct supervisor *s, const struct options *o, struct chil
 	fds->output = o->log != NULL ? open_log(s, o->log, above) : -1;
 	for (size_t i = 0; i < o->consoles_len; i++)
 		fds->console[i] = open_log(s, o->consoles[i].path, above);
+}
+
+static void open_lender(struct supervisor *s, const struct options *o, struct child_fds *fds, int above)
+{
+	int low[2];
+
+	fds->lend = -1;
+	lender_start(&s->lender, o->open_read_only, -1);
+	if (o->open_read_only == NULL)
+		return;
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, low) != 0)
+		failed("descriptors", errno, "socketpair");
+	s->lender.socket = high(low[0], above);
+	fds->lend = high(low[1], above);
 }
 
 static void prepare_binds(struct options *o)
@@ -125,6 +149,8 @@ static void let_go(const struct options *o, const struct child_fds *fds)
 		close(fds->console[i]);
 	if (fds->output >= 0)
 		close(fds->output);
+	if (fds->lend >= 0)
+		close(fds->lend);
 	close(fds->notes);
 	close(fds->go);
 }
@@ -148,6 +174,7 @@ static void begin(struct supervisor *s, struct options *o)
 	prepare_binds(o);
 	check_descriptors(o);
 	open_logs(s, o, &fds, above);
+	open_lender(s, o, &fds, above);
 	high_pipe(notes, above);
 	high_pipe(go, above);
 	fds.notes = notes[1];
@@ -169,6 +196,8 @@ static void begin(struct supervisor *s, struct options *o)
 	if (write(go[1], "g", 1) != 1)
 		failed("supervisor", errno, "the child is gone");
 	/* go[1] stays open: its end of file tells the child that we died. */
+	if (o->open_read_only != NULL)
+		identity_resemble(o);
 	supervisor_privileges_drop(o);
 	/* Not before the maps are written: /proc/PID of a process that is not
 	 * dumpable, and of its children, belongs to root. */
@@ -190,12 +219,25 @@ static bool take_note(struct supervisor *s)
 	return true;
 }
 
+static void check_lender(struct supervisor *s)
+{
+	if (lender_can_look(s->child))
+		return;
+	int error = errno;
+
+	kill(s->child, SIGKILL);
+	report_line("failed open-read-only %d the program's memory cannot be looked into: %s", error, strerror(error));
+	s->told_failure = true;
+}
+
 /* A child that was killed on its way closes the pipe as exec does; then the
  * ending that follows tells the rest. */
 static void notes_ended(struct supervisor *s)
 {
 	close(s->notes);
 	s->notes = -1;
+	if (!s->told_failure && !s->ended && s->lender.path != NULL)
+		check_lender(s);
 	if (!s->told_failure)
 		report_line("started %d", (int)s->child);
 }
@@ -233,22 +275,26 @@ static void copy_log(struct log **l)
 
 static void serve(struct supervisor *s)
 {
-	struct pollfd p[3 + MAX_LOGS] = {
+	struct pollfd p[OTHERS + MAX_LOGS] = {
 		{.fd = s->signals, .events = POLLIN},
 		{.fd = s->notes, .events = POLLIN},
 		{.fd = s->owner, .events = POLLIN},
+		{.fd = lender_source(&s->lender), .events = POLLIN},
 	};
-
 	int timeout = -1;
 
 	for (size_t i = 0; i < s->logs_len; i++) {
-		p[3 + i] = (struct pollfd){.fd = -1, .events = POLLIN};
+		p[OTHERS + i] = (struct pollfd){.fd = -1, .events = POLLIN};
 		if (s->logs[i] != NULL && log_may_take(s->logs[i]))
-			p[3 + i].fd = log_source(s->logs[i]);
+			p[OTHERS + i].fd = log_source(s->logs[i]);
 		else if (s->logs[i] != NULL)
 			timeout = LATER_MS;
 	}
-	if (poll(p, 3 + s->logs_len, timeout) < 0)
+	if (!lender_may_answer(&s->lender)) {
+		p[3].fd = -1;
+		timeout = LATER_MS;
+	}
+	if (poll(p, OTHERS + s->logs_len, timeout) < 0)
 		return;
 	if (p[2].revents != 0)
 		watch_owner(s);
@@ -256,14 +302,17 @@ static void serve(struct supervisor *s)
 		notes_ended(s);
 	if (p[0].revents != 0)
 		take_signals(s);
+	if (p[3].revents != 0)
+		lender_serve(&s->lender, p[3].revents);
 	for (size_t i = 0; i < s->logs_len; i++)
-		if (p[3 + i].revents != 0)
+		if (p[OTHERS + i].revents != 0)
 			copy_log(&s->logs[i]);
 }
 
 static bool has_ended(struct supervisor *s)
 {
-	return waitpid(s->child, &s->wait_status, WNOHANG) == s->child;
+	s->ended = waitpid(s->child, &s->wait_status, WNOHANG) == s->child;
+	return s->ended;
 }
 
 static int finish(struct supervisor *s, struct options *o)

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import platform
 import shutil
 import signal
+import statistics
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -317,6 +320,282 @@ def test_qemu_runs_in_the_jail(probe: Probe, mode: str, qemu: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert '"prelaunch"' in done.stdout
+
+
+# What a program may do with a file that it was lent (native/jail/probe/lent.c), and with others.
+LENT = {
+    "open_to_write",
+    "is_read_only",
+    "is_closed_by_exec",
+    "starts_at_its_beginning",
+    "read_it",
+    "map_it_privately",
+    "map_it_shared_to_read",
+    "write_to_own_file",
+    "open_null",
+}
+ATTRIBUTES = {
+    "change_its_mode",
+    "change_its_owner",
+    "change_its_times",
+    "mark_it",
+    "change_mode_by_name",
+    "change_times_by_name",
+}
+SHARED, OTHER, LOCKED = "/memory", "/other", "/locked"
+
+
+@dataclass(frozen=True)
+class Files:
+    """A file of the program's own user, as an ordinary user's templates are, and two others."""
+
+    folder: Path
+    mode: str
+    uid: int
+
+    @property
+    def shared(self) -> Path:
+        return self.folder / "shared"
+
+    @property
+    def other(self) -> Path:
+        return self.folder / "other"
+
+    def binds(self, how: str = "--bind-ro") -> tuple[str, ...]:
+        return (
+            *(how, str(self.shared), SHARED, "--bind", str(self.other), OTHER),
+            *("--bind-ro", str(self.folder / "locked"), LOCKED),
+        )
+
+    def lent(self) -> tuple[str, ...]:
+        return (*self.binds(), "--open-read-only", SHARED)
+
+
+@pytest.fixture(params=MODES)
+def files(request: pytest.FixtureRequest) -> Iterator[Files]:
+    mode = request.param
+    _need(mode)
+    uid = OWN_UID if mode == "root" else NOBODY if os.geteuid() == 0 else os.geteuid()
+    with tempfile.TemporaryDirectory(prefix="nova-lent-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        for file, bits in (("shared", 0o444), ("other", 0o600), ("locked", 0o444)):
+            (folder / file).write_bytes(b"s" * 8192)
+            (folder / file).chmod(bits)
+            if os.geteuid() == 0:
+                os.chown(folder / file, uid, uid)
+        yield Files(folder, mode, uid)
+
+
+def _lent(probe: Probe, files: Files, *words: str, host: str | None = None) -> Any:
+    """Run the program that is lent a file; `words` are the jail's options and its arguments."""
+    at = words.index("--") if "--" in words else 0
+    uid = ("--uid", str(files.uid)) if files.mode == "root" else ()
+    program = str(probe.lent)
+    command = [
+        *(str(probe.jail), *uid, "--keep-fd", "1", "--status-fd", "2"),
+        *("--bind-ro", program, program, *words[:at], "--", program, *words[at + 1 :]),
+    ]
+    if host is not None:
+        command = [str(probe.deny), host, *command]
+    who = jail_probe.identity(files.mode)
+    return subprocess.run(command, **who, capture_output=True, text=True, check=False, cwd="/")
+
+
+def _tried(done: Any) -> dict[str, Attempt]:
+    assert done.returncode == 0, done.stderr
+    return {name: Attempt(**found) for name, found in json.loads(done.stdout).items()}
+
+
+def _got(attempts: dict[str, Attempt]) -> set[str]:
+    return {name for name, found in attempts.items() if found.got}
+
+
+@pytest.mark.parametrize("how", ["try", "thread"])
+def test_a_lent_file_is_opened_to_write_and_only_read(probe: Probe, files: Files, how: str) -> None:
+    before = files.shared.stat()
+    tried = _tried(_lent(probe, files, *files.lent(), "--", how, SHARED, OTHER, LOCKED))
+    assert _got(tried) == LENT
+    for attempt in ("write_it", "pwrite_it", "pwritev_it", "copy_to_it", "allocate_it"):
+        assert tried[attempt].errno == errno.EBADF, attempt
+    assert tried["cut_it"].errno == errno.EINVAL
+    assert tried["map_it_shared"].errno == errno.EACCES
+    assert files.shared.read_bytes() == b"s" * 8192
+    after = files.shared.stat()
+    assert (after.st_mode, after.st_uid, after.st_mtime_ns, after.st_ctime_ns) == (
+        *(before.st_mode, before.st_uid),
+        *(before.st_mtime_ns, before.st_ctime_ns),
+    )
+    assert files.other.read_bytes() == b"o" + b"s" * 8191
+
+
+def test_where_nothing_is_lent_it_cannot_be_opened_and_others_open_alike(
+    probe: Probe, files: Files
+) -> None:
+    run = ("--", "try", SHARED, OTHER, LOCKED)
+    lent = _tried(_lent(probe, files, *files.lent(), *run))
+    plain = _tried(_lent(probe, files, *files.binds(), *run))
+    assert plain["open_to_write"].errno in (errno.EACCES, errno.EROFS)
+    for attempt in plain:
+        if attempt.startswith("open_") and attempt != "open_to_write":
+            assert lent[attempt] == plain[attempt], attempt
+
+
+def test_a_file_that_may_be_written_is_so_that_these_tests_can_fail(
+    probe: Probe, files: Files
+) -> None:
+    files.shared.chmod(0o666)
+    run = ("--", "try", SHARED, OTHER, LOCKED)
+    got = _got(_tried(_lent(probe, files, *files.binds("--bind"), *run)))
+    assert got >= {
+        *("write_it", "pwrite_it", "pwritev_it", "copy_to_it", "cut_it", "allocate_it"),
+        *("map_it_shared", "map_it_and_ask_for_more", "open_again", "open_by_another_name"),
+        *("open_by_new_call", "lock_it_to_write", *ATTRIBUTES),
+    } - {"mark_it"}
+    assert files.shared.read_bytes() != b"s" * 8192
+
+
+def test_without_a_room_what_is_lent_is_still_not_written(probe: Probe, files: Files) -> None:
+    path = str(files.shared)
+    options = ("--bind-ro", path, SHARED, "--open-read-only", path)
+    run = ("--", "try", path, "/none", "/none")
+    got = _got(_tried(_lent(probe, files, *options, *run, host=CONTAINER)))
+    # As for any file of one's own, without namespaces landlock guards the content alone.
+    assert got - ATTRIBUTES == LENT - {"write_to_own_file"}
+    assert files.shared.read_bytes() == b"s" * 8192
+
+
+@pytest.mark.parametrize(
+    "host", ["listener=22", "listener=16", "addfd=22", "process_vm_readv=1", "process_vm_readv=38"]
+)
+def test_a_host_that_cannot_lend_starts_nothing(probe: Probe, files: Files, host: str) -> None:
+    done = _lent(probe, files, *files.lent(), "--", "open", "1", host=host)
+    assert done.returncode == 125
+    assert "failed open-read-only " in done.stderr
+    assert "started" not in done.stderr
+    assert _lent(probe, files, *files.binds(), "--", "open", "1", host=host).returncode == 0
+
+
+@pytest.mark.parametrize("how", ["--bind", "none"])
+def test_only_a_read_only_bind_is_lent(probe: Probe, files: Files, how: str) -> None:
+    binds = files.binds(how) if how == "--bind" else files.binds()
+    path = SHARED if how == "--bind" else "/no/such/place"
+    done = _lent(probe, files, *binds, "--open-read-only", path, "--", "open", "1")
+    assert done.returncode == 125
+    assert "failed options 22 --open-read-only: no --bind-ro has it" in done.stderr
+
+
+def test_a_supervisor_answers_a_thousand_calls_and_then_one_each_millisecond(
+    probe: Probe, files: Files
+) -> None:
+    began = time.monotonic()
+    assert _lent(probe, files, *files.lent(), "--", "open", "1500").returncode == 0
+    assert time.monotonic() - began > 0.4
+
+
+def test_a_supervisor_that_is_asked_without_end_still_sees_its_owner_go(
+    probe: Probe, files: Files
+) -> None:
+    reader, writer = os.pipe()
+    program = str(probe.lent)
+    uid = ("--uid", str(files.uid)) if files.mode == "root" else ()
+    supervisor = subprocess.Popen(
+        [
+            *(str(probe.jail), *uid, "--bind-ro", program, program, *files.lent()),
+            *("--owner-fd", str(reader), "--", program, "open", "0"),
+        ],
+        **jail_probe.identity(files.mode),
+        pass_fds=[reader],
+        cwd="/",
+    )
+    os.close(reader)
+    try:
+        _when(lambda: int(jail_probe.status_of(supervisor.pid)["voluntary_ctxt_switches"][0]) > 50)
+        began = time.monotonic()
+        os.close(writer)
+        supervisor.wait(timeout=2)
+        assert time.monotonic() - began < 0.5
+    finally:
+        supervisor.kill()
+        supervisor.wait()
+
+
+def test_qemu_holds_its_memory_file_to_read_only(probe: Probe, files: Files, qemu: str) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root may look at another process's descriptors")
+    from novasandbox.providers.qemu_command import SANDBOX
+    from novasandbox.providers.room import qemu_room
+
+    files.shared.chmod(0o644)
+    os.truncate(files.shared, 64 << 20)
+    files.shared.chmod(0o444)
+    room = qemu_room(qemu)
+    uid = ["--uid", str(files.uid)] if files.mode == "root" else []
+    binds = [word for bind in room.binds for word in bind.words()]
+    env = [word for key, value in room.env.items() for word in ("--env", f"{key}={value}")]
+    kind = "virt" if platform.machine() == "aarch64" else "pc"
+    memory = f"memory-backend-file,id=memory,size=64M,mem-path={SHARED},share=off"
+    command = [
+        *(str(probe.jail), *uid, *binds, *env, *files.lent(), "--status-fd", "2"),
+        *("--keep-fd", "0", "--keep-fd", "1", "--", room.program),
+        *("-nodefaults", "-display", "none", "-sandbox", SANDBOX, "-accel", "tcg", "-S"),
+        *("-object", memory, "-M", f"{kind},memory-backend=memory", "-m", "64M", "-qmp", "stdio"),
+    ]
+    pipe = subprocess.PIPE
+    who = jail_probe.identity(files.mode)
+    with subprocess.Popen(
+        command, **who, stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd="/"
+    ) as supervisor:
+        try:
+            assert supervisor.stdin is not None
+            assert supervisor.stdout is not None
+            assert supervisor.stderr is not None
+            pid = next(int(w[8:]) for w in supervisor.stderr if w.startswith("started "))
+            assert "QMP" in supervisor.stdout.readline()
+            held = {
+                fd: Path(f"/proc/{pid}/fdinfo/{fd}").read_text()
+                for fd in os.listdir(f"/proc/{pid}/fd")
+                if os.readlink(f"/proc/{pid}/fd/{fd}") == SHARED
+            }
+            assert len(held) == 1
+            (info,) = held.values()
+            flags = int(info.split("flags:")[1].split()[0], 8)
+            assert flags & os.O_ACCMODE == os.O_RDONLY
+            ids = jail_probe.status_of(supervisor.pid)["Uid"]
+            assert len(set(ids)) == 1, "the supervisor is again who it was"
+            for word in ("qmp_capabilities", "query-status", "quit"):
+                supervisor.stdin.write(f'{{"execute":"{word}"}}\n')
+            supervisor.stdin.flush()
+            assert '"prelaunch"' in supervisor.stdout.read()
+            assert supervisor.wait() == 0
+        finally:
+            supervisor.kill()
+
+
+def test_a_lent_file_leaves_starts_and_opens_as_they_were(
+    probe: Probe, files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    starts: dict[str, list[float]] = {"nothing lent": [], "a file lent": []}
+    opens: dict[str, list[list[int]]] = {"nothing lent": [], "a file lent": []}
+    options = {"nothing lent": files.binds(), "a file lent": files.lent()}
+    for _ in range(30):
+        for name, words in options.items():
+            began = time.perf_counter()
+            assert _lent(probe, files, *words, "--", "open", "1").returncode == 0
+            starts[name].append(time.perf_counter() - began)
+    for _ in range(5):
+        for name, words in options.items():
+            done = _lent(probe, files, *words, "--", "time", SHARED, "300")
+            opens[name].append([int(word) for word in done.stdout.split()])
+    with capsys.disabled():
+        for name in options:
+            run = statistics.median(starts[name]) * 1e3
+            before, after = (statistics.median(o[i] for o in opens[name]) / 1e3 for i in (0, 1))
+            print(
+                f"\n  {files.mode}, {name}: start to end {run:.2f} ms; opening /dev/null "
+                f"{before:.1f} us before and {after:.1f} us after the file was opened",
+                end="",
+            )
 
 
 def test_files_below_a_folder_of_roots_alone_can_be_in_the_room(probe: Probe) -> None:

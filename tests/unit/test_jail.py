@@ -362,4 +362,3 @@ async def test_the_jail_costs_milliseconds(
         ):
             p50, p95 = statistics.median(times), statistics.quantiles(times, n=20)[-1]
             print(f"\n  {name}: p50 {p50 * 1e3:.2f} ms, p95 {p95 * 1e3:.2f} ms", end="")
-    assert statistics.median(filled) < 0.030

@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -31,6 +32,9 @@ static const struct {
 	{"close_range", SYS_close_range, 0, 0, 0},
 	{"landlock", SYS_landlock_create_ruleset, 0, 0, 0},
 	{"sethostname", SYS_sethostname, 0, 0, 0},
+	{"listener", SYS_seccomp, 1, SECCOMP_FILTER_FLAG_NEW_LISTENER, 0},
+	{"addfd", SYS_ioctl, 1, 0, (unsigned)SECCOMP_IOCTL_NOTIF_ADDFD},
+	{"process_vm_readv", SYS_process_vm_readv, 0, 0, 0},
 };
 
 static struct sock_filter code[128];
@@ -48,7 +52,7 @@ static void deny(const char *name, unsigned error)
 			continue;
 		add((struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)));
 		add((struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, calls[i].call, 0, 3));
-		add((struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[0])));
+		add((struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args) + 8 * calls[i].argument));
 		if (calls[i].bits != 0)
 			add((struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, calls[i].bits, 0, 1));
 		else if (calls[i].equals != 0)

@@ -16,12 +16,18 @@ from novasandbox.core.hypervisor import BaseHypervisor, Machine, MachineSpec, Sa
 from novasandbox.core.owner import owner_descriptor
 from novasandbox.core.preparation import Prepared
 from novasandbox.core.template_snapshot import Origin
-from novasandbox.errors import BootFailed, GuestPanicked, GuestUnreachable, VmmCrashed
+from novasandbox.errors import (
+    BootFailed,
+    GuestPanicked,
+    GuestUnreachable,
+    ProviderUnavailable,
+    VmmCrashed,
+)
 from novasandbox.guest.channel import Channel
 
 log = logging.getLogger(__name__)
 
-_FALLS_BACK = (BootFailed, GuestPanicked, GuestUnreachable, VmmCrashed)
+_FALLS_BACK = (BootFailed, GuestPanicked, GuestUnreachable, ProviderUnavailable, VmmCrashed)
 
 
 @dataclass(frozen=True)

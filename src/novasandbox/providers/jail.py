@@ -36,6 +36,7 @@ _EXHAUSTED = {
     errno.EUSERS,
     errno.EDQUOT,
 }
+_LENDING = "open-read-only"
 _PARTS = frozenset(
     {"mount", "pid", "ipc", "uts", "net", "cgroupns", "room", "uid", "bounding", "seccomp"}
     | {"cgroup", "core", "oom"}
@@ -83,7 +84,10 @@ class JailSpec:
     lease: a uid of its own; None: that of the caller. groups: supplementary group ids.
     owner_fd: read end of a pipe, at whose end of file the program is killed. log: its stdout
     and stderr, the last 64 to 128 KiB. strict: refuse to start where a part of the jail cannot
-    be had. allow_fork: it may make processes, not only threads.
+    be had. allow_fork: it may make processes, not only threads. open_read_only: a file
+    of a read-only bind, by its name in the room (its source, where no room can be built): the
+    first time that the program opens it to read and write, it gets a descriptor to read only.
+    This needs Linux 5.9.
     """
 
     program: str
@@ -103,11 +107,17 @@ class JailSpec:
     oom_score_adj: int | None = 500
     strict: bool = False
     allow_fork: bool = False
+    open_read_only: str | None = None
 
     def __post_init__(self) -> None:
         standard = [fd for fd in (*self.keep_fds, *(c.fd for c in self.consoles)) if fd < 3]
         if standard:
             raise ValueError(f"standard descriptors cannot be handed on: {standard}")
+        shared = {
+            path for b in self.binds if b.access == "read-only" for path in (b.source, b.dest)
+        }
+        if self.open_read_only is not None and self.open_read_only not in shared:
+            raise ValueError(f"no read-only bind has it: {self.open_read_only}")
 
     def command(self, jail: Path, status_fd: int) -> list[str]:
         """The jail's command line."""
@@ -155,6 +165,8 @@ class JailSpec:
             yield "--strict"
         if self.allow_fork:
             yield "--allow-fork"
+        if self.open_read_only is not None:
+            yield from ("--open-read-only", self.open_read_only)
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,8 +287,8 @@ class JailedProcess:
 async def launch(spec: JailSpec) -> JailedProcess:
     """Start the program in its jail; returns when it runs. Nothing is left behind on failure.
 
-    Raises ProviderUnavailable (the jail is missing, or incomplete in strict mode),
-    HostResourceExhausted, BootFailed.
+    Raises ProviderUnavailable (the jail is missing, or incomplete in strict mode, or the host
+    cannot do what `open_read_only` asks for), HostResourceExhausted, BootFailed.
     """
     jail = native.path("nova-jail")
     reader, writer = os.pipe()
@@ -341,6 +353,13 @@ def _not_started(stage: str, number: int, why: str, *, strict: bool = False) -> 
             "the jail is incomplete on this host, and a strict one was asked for",
             why=f"{stage}: {why}",
             fix="See `nova doctor` for what mends it, or start without strict mode.",
+        )
+    if stage == _LENDING:
+        return ProviderUnavailable(
+            "this host cannot make sure that the hypervisor only reads a file that others share",
+            why=why,
+            fix="Use Linux 5.9 or later, in a container that leaves seccomp and "
+            "process_vm_readv to its programs.",
         )
     return BootFailed("the hypervisor could not be started in its jail", why=f"{stage}: {why}")
 

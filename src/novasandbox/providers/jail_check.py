@@ -26,6 +26,7 @@ _TITLES = {
     "room": "an empty root folder",
     "uid": "a user id of its own",
     "seccomp": "system call filter",
+    "open-read-only": "shared memory files to read only",
     "landlock": "landlock",
 }
 _NAMESPACES = ("mount", "pid", "ipc", "uts", "net", "cgroupns")
@@ -94,6 +95,8 @@ def _missing(name: str, why: str) -> Finding:
         return Finding(
             title, "warn", why, "Use a kernel from 5.13 on with landlock in its lsm= list."
         )
+    if name == "open-read-only":
+        return Finding(title, "warn", why, "Use Linux 5.9 or later.")
     return Finding(title, "warn", why, "Use a kernel with CONFIG_SECCOMP_FILTER.")
 
 
