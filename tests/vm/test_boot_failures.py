@@ -112,7 +112,7 @@ async def test_a_guest_that_dies_for_want_of_memory_says_what_to_do(
     path.write_text(json.dumps(template))
     try:
         with pytest.raises((GuestPanicked, BootFailed)) as caught:
-            await Sandbox.create("tiny", memory_mib=64)
+            await Sandbox.create("tiny", memory_mib=64, cold=True)
     finally:
         path.unlink()
     assert "memory_mib" in str(caught.value)
@@ -123,13 +123,13 @@ async def test_a_kernel_without_an_initramfs_panics_and_its_last_words_are_told(
 ) -> None:
     boot_from(None)
     with pytest.raises(GuestPanicked, match="Kernel panic"):
-        await Sandbox.create()
+        await Sandbox.create(cold=True)
 
 
 async def test_an_init_that_ends_is_a_panic(boot_from: Callable[[bytes | None], None]) -> None:
     boot_from(b"\x7fELF, but no program")
     with pytest.raises(GuestPanicked, match="init"):
-        await Sandbox.create()
+        await Sandbox.create(cold=True)
 
 
 async def test_a_guest_that_never_answers_is_given_up(
@@ -138,14 +138,14 @@ async def test_a_guest_that_never_answers_is_given_up(
     monkeypatch.setattr(booting, "_DEADLINE", 3.0)
     boot_from(_waiting_program())
     with pytest.raises(BootFailed, match="no sign of life within 3 s"):
-        await Sandbox.create()
+        await Sandbox.create(cold=True)
 
 
 async def test_a_machine_that_dies_while_it_boots_is_tried_again(nova_home: Path) -> None:
     before = elsewhere.living(nova_home)
 
     async def make() -> Sandbox:
-        return await Sandbox.create()
+        return await Sandbox.create(cold=True)
 
     making = asyncio.create_task(make())
     await until(lambda: elsewhere.living(nova_home) - before)
@@ -167,7 +167,7 @@ async def test_what_is_no_kernel_is_named(
         path.write_bytes(content)
     monkeypatch.setenv("NOVA_KERNEL", str(path))
     with pytest.raises(InvalidConfig, match="is not a kernel"):
-        await Sandbox.create()
+        await Sandbox.create(cold=True)
 
 
 async def test_an_unknown_template_names_the_nearest() -> None:
@@ -182,12 +182,12 @@ async def test_a_missing_qemu_is_an_error_with_the_command_that_mends_it(
 ) -> None:
     monkeypatch.setenv("NOVA_QEMU", "/nonexistent/qemu")
     with pytest.raises(ProviderUnavailable, match="install") as caught:
-        await Sandbox.create()
+        await Sandbox.create(cold=True)
     assert "/nonexistent/qemu" in str(caught.value)
     monkeypatch.delenv("NOVA_QEMU")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ProviderUnavailable, match="not on PATH"):
-        await Sandbox.create()
+        await Sandbox.create(cold=True)
 
 
 def _script(path: Path, text: str) -> str:
@@ -210,7 +210,7 @@ async def test_what_does_not_say_a_version_is_no_qemu(
 ) -> None:
     monkeypatch.setenv("NOVA_QEMU", _script(tmp_path / "mute", "exit 1"))
     with pytest.raises(ProviderUnavailable, match="does not say its version"):
-        await Sandbox.create()
+        await Sandbox.create(cold=True)
 
 
 async def test_a_qemu_that_only_says_its_version_is_an_error_too(
@@ -218,7 +218,7 @@ async def test_a_qemu_that_only_says_its_version_is_an_error_too(
 ) -> None:
     monkeypatch.setenv("NOVA_QEMU", _script(tmp_path / "fake", "echo QEMU emulator version 9.0.0"))
     with pytest.raises((SandboxFailed, ProviderUnavailable)):
-        await Sandbox.create()
+        await Sandbox.create(cold=True)
 
 
 async def test_an_unknown_provider_is_told_which_there_are() -> None:

@@ -33,6 +33,14 @@ _VERBS: dict[str, dict[str, tuple[str, str]]] = {
         "stats": ("stats", "Show what a sandbox uses."),
         "logs": ("logs", "Show a sandbox's console and its machine's log."),
     },
+    "Copies": {
+        "hibernate": ("copies", "Put a sandbox to sleep on disk."),
+        "wake": ("copies", "Wake a hibernated sandbox."),
+        "snapshot": ("snapshots", "Keep a moment of a sandbox; list and remove such moments."),
+        "rollback": ("copies", "Put a sandbox back to a snapshot."),
+        "fork": ("copies", "Make sandboxes that go on where another one stands."),
+        "tree": ("tree", "Show the snapshots, and the sandboxes that hang on them."),
+    },
     "Files": {
         "ls": ("files", "List files of a sandbox."),
         "cp": ("files", "Copy files into a sandbox or out of it."),

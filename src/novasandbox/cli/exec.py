@@ -58,7 +58,7 @@ def exec_command(
     """
     from novasandbox.cli import loop
     from novasandbox.cli.command import Job, perform
-    from novasandbox.core.sandbox import Sandbox
+    from novasandbox.cli.connect import connect
 
     words = command[1:] if command[0] == "--" else command
     if not words:
@@ -74,7 +74,7 @@ def exec_command(
     )
 
     async def work(interrupts: Interrupts) -> int:
-        async with await Sandbox.connect(box) as sandbox:
+        async with await connect(box) as sandbox:
             return await perform(sandbox, job, interrupts, as_json)
 
     return loop.run(work)

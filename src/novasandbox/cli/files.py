@@ -48,13 +48,13 @@ def place(text: str) -> Place:
 def ls_command(where: str, long: bool, as_json: bool, quiet: bool) -> int:
     """List the files at PATH in the sandbox BOX; without PATH, those of its user's home."""
     from novasandbox.cli import loop
-    from novasandbox.core.sandbox import Sandbox
+    from novasandbox.cli.connect import connect
 
     del quiet
     box, _, path = where.partition(":")
 
     async def work(_interrupts: loop.Interrupts) -> int:
-        async with await Sandbox.connect(box) as sandbox:
+        async with await connect(box) as sandbox:
             entries = await _entries(sandbox, path or ".")
         if as_json:
             print_json([asdict(entry) for entry in entries])
@@ -103,7 +103,7 @@ def cp_command(source: str, target: str, as_json: bool, quiet: bool) -> int:
     nova cp box:/home/user/results .
     """
     from novasandbox.cli import loop
-    from novasandbox.core.sandbox import Sandbox
+    from novasandbox.cli.connect import connect
 
     here, there = place(source), place(target)
     if (here.box is None) == (there.box is None):
@@ -112,7 +112,7 @@ def cp_command(source: str, target: str, as_json: bool, quiet: bool) -> int:
     assert box is not None
 
     async def work(_interrupts: loop.Interrupts) -> int:
-        async with await Sandbox.connect(box) as sandbox:
+        async with await connect(box) as sandbox:
             return await _copy(sandbox, here, there, as_json, quiet)
 
     return loop.run(work)

@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from novasandbox.cli.output import note
-from novasandbox.cli.progress import build
+from novasandbox.cli.progress import build, shown
 from novasandbox.core.hypervisor import DEFAULT_TIMEOUT
 from novasandbox.core.sandbox import Sandbox
+
+# A copy is made in a fraction of it; what takes longer waits for its template's snapshot.
+_LONG = 1.0
 
 
 async def make(settings: Mapping[str, Any], *, quiet: bool) -> Sandbox:
     """A sandbox; a template that has to be built first is seen being built."""
     create = Sandbox.create(**settings)  # checked before anything is built
-    await build(settings.get("template"), kernel=settings.get("kernel"), quiet=quiet)
-    return await create
+    if settings.get("snapshot") is None:
+        await build(settings.get("template"), kernel=settings.get("kernel"), quiet=quiet)
+    with shown(quiet=quiet or not os.isatty(2)) as progress:
+        if progress is None:
+            return await create
+        step = "making the sandbox; the first of its template and sizes takes longer"
+        told = asyncio.get_running_loop().call_later(_LONG, progress, step, 0, None)
+        try:
+            return await create
+        finally:
+            told.cancel()
 
 
 @contextlib.asynccontextmanager

@@ -36,13 +36,13 @@ def logs_command(box: str, follow: bool, only: str | None, as_json: bool, quiet:
     Control characters are escaped. With --follow --json each piece is one line.
     """
     from novasandbox.cli import loop
-    from novasandbox.core.sandbox import Sandbox
+    from novasandbox.cli.connect import connect
 
     del quiet
     kinds = (only,) if only else ("console", "machine")
 
     async def work(_interrupts: loop.Interrupts) -> int:
-        async with await Sandbox.connect(box) as sandbox:
+        async with await connect(box) as sandbox:
             told = dict.fromkeys(kinds, "")
             while True:
                 found = await _read(sandbox, kinds)

@@ -13,6 +13,18 @@ import click
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+_MACHINE = (
+    "template",
+    "image",
+    "snapshot",
+    "cold",
+    "memory",
+    "cpus",
+    "disk",
+    "name",
+    "provider",
+    "kernel",
+)
 _UNITS = {"k": 1 / 1024, "": 1, "m": 1, "g": 1024, "t": 1024 * 1024}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _SECONDS = {"ms": 0.001, "": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -84,12 +96,40 @@ def complete_box(
     return found
 
 
+def complete_snapshot(
+    _ctx: click.Context, _param: click.Parameter, incomplete: str
+) -> list[click.shell_completion.CompletionItem]:
+    """Names and ids of snapshots, for the shell's completion."""
+    from click.shell_completion import CompletionItem
+
+    from novasandbox.core import snapshots
+
+    found = []
+    for kept in snapshots.all_kept():
+        word = kept.name or kept.id
+        if word.startswith(incomplete):
+            found.append(CompletionItem(word, help=f"of {kept.sandbox}"))
+    return found
+
+
 def machine_options(function: Function) -> Function:
     """What a new sandbox shall be."""
     return _all(
         function,
         click.option("--template", metavar="NAME", help="Template.  [default: debian-python]"),
         click.option("--image", metavar="REF", help="OCI image, instead of a template."),
+        click.option(
+            "--snapshot",
+            metavar="NAME",
+            shell_complete=complete_snapshot,
+            help="Go on where another sandbox stood, with its sizes; instead of a template.",
+        ),
+        click.option(
+            "--cold",
+            is_flag=True,
+            default=None,
+            help="Boot it, instead of copying its template's snapshot.",
+        ),
         click.option("--memory", type=size, help="Memory: 512M, 1G.  [default: 256M]"),
         click.option("--cpus", type=int, help="Virtual CPUs.  [default: 1]"),
         click.option("--disk", type=size, help="Writable disk: 4G.  [default: 2G]"),
@@ -130,8 +170,7 @@ def command_options(function: Function) -> Function:
 def machine_settings(options: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `Sandbox.create` for the machine options that were given."""
     names = {"memory": "memory_mib", "cpus": "vcpus", "disk": "disk_mib"}
-    known = ("template", "image", "memory", "cpus", "disk", "name", "provider", "kernel")
-    return {names.get(n, n): options[n] for n in known if options.get(n) is not None}
+    return {names.get(n, n): options[n] for n in _MACHINE if options.get(n) is not None}
 
 
 def environment(words: tuple[str, ...], files: tuple[Path, ...]) -> dict[str, str]:

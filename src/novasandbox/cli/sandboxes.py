@@ -164,11 +164,18 @@ def kill_command(boxes: tuple[str, ...], everything: bool, as_json: bool, quiet:
 
 
 async def _kill(box: str) -> str:
+    from novasandbox.core import registry
+    from novasandbox.core.hypervisor import SandboxState
     from novasandbox.core.sandbox import Sandbox
 
-    sandbox = await Sandbox.connect(box)
-    await sandbox.kill()
-    return sandbox.id
+    record = await asyncio.to_thread(registry.find, box)
+    if record.state is SandboxState.HIBERNATED:
+        # It has no holder, and need not be woken to be ended.
+        await asyncio.to_thread(registry.end_unheld, record.id)
+    else:
+        sandbox = await Sandbox.connect(record.id)
+        await sandbox.kill()
+    return record.id
 
 
 def _tell(ended: list[str], failures: list[NovaError], as_json: bool, quiet: bool) -> int:
@@ -185,8 +192,17 @@ def _tell(ended: list[str], failures: list[NovaError], as_json: bool, quiet: boo
     return 0
 
 
-def _change(name: str, verb: Callable[[Sandbox], Awaitable[None]], text: str) -> click.Command:
-    """A verb that changes a sandbox's state and prints its id."""
+def change(
+    name: str,
+    verb: Callable[[Sandbox], Awaitable[None]],
+    text: str,
+    *,
+    before: Callable[[str], Awaitable[None]] | None = None,
+) -> click.Command:
+    """A verb that changes a sandbox's state and prints its id.
+
+    before: sees BOX before it is connected to.
+    """
 
     @click.command(name, help=text)
     @json_option
@@ -194,10 +210,12 @@ def _change(name: str, verb: Callable[[Sandbox], Awaitable[None]], text: str) ->
     @box_argument
     def command(box: str, as_json: bool, quiet: bool) -> int:
         from novasandbox.cli import loop
-        from novasandbox.core.sandbox import Sandbox
+        from novasandbox.cli.connect import connect
 
         async def work(_interrupts: loop.Interrupts) -> int:
-            async with await Sandbox.connect(box) as sandbox:
+            if before is not None:
+                await before(box)
+            async with await connect(box) as sandbox:
                 await verb(sandbox)
                 info = await sandbox.info()
             if as_json:
@@ -211,12 +229,12 @@ def _change(name: str, verb: Callable[[Sandbox], Awaitable[None]], text: str) ->
     return command
 
 
-pause_command = _change(
+pause_command = change(
     "pause",
     lambda sandbox: sandbox.pause(),
     "Stop the CPUs of the sandbox BOX. Its memory is kept, and its time-to-live goes on.",
 )
-resume_command = _change(
+resume_command = change(
     "resume",
     lambda sandbox: sandbox.resume(),
     "Let the paused sandbox BOX run again, its clock set right.",
@@ -235,12 +253,12 @@ def expose_command(box: str, port: int, host_port: int, as_json: bool, quiet: bo
     Prints its address. It is open as long as the sandbox lives.
     """
     from novasandbox.cli import loop
-    from novasandbox.core.sandbox import Sandbox
+    from novasandbox.cli.connect import connect
 
     del quiet  # The address is the result.
 
     async def work(_interrupts: loop.Interrupts) -> int:
-        async with await Sandbox.connect(box) as sandbox:
+        async with await connect(box) as sandbox:
             address = await sandbox.expose(port, host_port)
         if as_json:
             print_json({"address": address, "port": port})

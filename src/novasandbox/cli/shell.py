@@ -47,8 +47,8 @@ def shell_command(
     """
     from novasandbox.cli import loop
     from novasandbox.cli.command import Job, perform
+    from novasandbox.cli.connect import connect
     from novasandbox.cli.fresh import fresh
-    from novasandbox.core.sandbox import Sandbox
 
     del as_json  # It says how errors are told.
     given = [name for name, value in options.items() if value is not None]
@@ -61,7 +61,7 @@ def shell_command(
 
     async def work(interrupts: Interrupts) -> int:
         if box is not None:
-            async with await Sandbox.connect(box) as sandbox:
+            async with await connect(box) as sandbox:
                 return await perform(sandbox, job, interrupts, False)
         async with fresh(settings, detach=False, quiet=quiet) as sandbox:
             return await perform(sandbox, job, interrupts, False)

@@ -35,12 +35,12 @@ def stats_command(box: str, watch: bool, interval: float, as_json: bool, quiet: 
     With --watch --json each measurement is one line.
     """
     from novasandbox.cli import loop
-    from novasandbox.core.sandbox import Sandbox
+    from novasandbox.cli.connect import connect
 
     del quiet
 
     async def work(_interrupts: loop.Interrupts) -> int:
-        async with await Sandbox.connect(box) as sandbox:
+        async with await connect(box) as sandbox:
             previous: tuple[float, Metrics] | None = None
             while True:
                 metrics = await sandbox.metrics()

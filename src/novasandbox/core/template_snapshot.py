@@ -29,7 +29,7 @@ from novasandbox.core.hypervisor import (
 from novasandbox.core.owner import owner_descriptor
 from novasandbox.core.preparation import Prepared
 from novasandbox.core.warming import warm, warmth
-from novasandbox.errors import HostResourceExhausted, OperationFailed, Unavailable
+from novasandbox.errors import HostResourceExhausted, InvalidRequest, NovaError
 from novasandbox.guest.channel import Channel
 
 if TYPE_CHECKING:
@@ -85,9 +85,9 @@ async def obtain(
         return None
     try:
         hold = await _hold(store, key, made_from, provider, prepared, spec, progress)
-    except (OperationFailed, Unavailable, OSError) as error:
-        if isinstance(error, HostResourceExhausted):
-            raise
+    except (HostResourceExhausted, InvalidRequest):
+        raise
+    except (NovaError, OSError) as error:
         _failed.add(key)
         log.warning("template %s has no snapshot: %s", prepared.ground.template, error)
         return None

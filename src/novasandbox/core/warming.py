@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _DEADLINE = 300.0
 _SETTLED = 0.5
+# With less memory to spare the interpreter starts when it is first asked for.
+_INTERPRETER = 80 << 20
 # What most first commands run through: the shell, and the loader with libc.
 _FIRST_COMMANDS: tuple[Command, ...] = (("/bin/true",), "true")
 
@@ -57,9 +59,10 @@ async def warm(channel: Channel, prepared: Prepared, *, hostname: str) -> None:
     )
     processes = Processes(channel, "")
     modules = template.warmup.imports if template is not None else ()
-    # A template need not have Python.
-    with contextlib.suppress(CommandNotStarted):
-        await ensure_interpreter(channel, processes, Files(channel, ""), modules)
+    if (await Guest(channel, "").metrics()).memory_available >= _INTERPRETER:
+        # A template need not have Python.
+        with contextlib.suppress(CommandNotStarted):
+            await ensure_interpreter(channel, processes, Files(channel, ""), modules)
     for command in _FIRST_COMMANDS:
         await _quietly(processes, command)
     if template is not None:
