@@ -57,3 +57,4 @@ async def own_sandbox(qemu: str) -> AsyncIterator[Sandbox]:
     """A sandbox for one test, which may ruin it."""
     async with Sandbox.create(timeout=600) as fresh:
         yield fresh
+        await fresh.kill()  # Also where it sleeps.

@@ -20,7 +20,7 @@ from novasandbox import Sandbox, SandboxState
 from novasandbox.core import copying, registry, snapshots
 from novasandbox.core.ground import Ground, layers_dir
 from novasandbox.core.home import home
-from novasandbox.core.hypervisor import STATE
+from novasandbox.core.hypervisor import STATE, OnTimeout
 from novasandbox.errors import (
     HostResourceExhausted,
     IllegalTransition,
@@ -328,6 +328,26 @@ async def test_one_that_sleeps_outlives_its_maker_and_ends_without_waking(
     assert identity not in elsewhere.living(nova_home)
 
 
+@pytest.mark.parametrize("wish", ["pause", "hibernate"])
+@pytest.mark.parametrize("detach", [False, True])
+async def test_at_its_time_to_live_it_rests_until_the_next_call(
+    nova_home: Path, wish: OnTimeout, detach: bool
+) -> None:
+    sandbox = await Sandbox.create(timeout=2, on_timeout=wish, detach=detach)
+    resting = {"pause": SandboxState.PAUSED, "hibernate": SandboxState.HIBERNATED}[wish]
+    for turn in range(2):
+        await _text(sandbox, f"echo {turn} >>/dev/shm/f")
+        await until(lambda: registry.get(sandbox.id).state is resting, within=20)
+        assert registry.get(sandbox.id).deadline is None
+    assert await _text(sandbox, "cat /dev/shm/f") == "0\n1"
+    deadline = registry.get(sandbox.id).deadline
+    assert deadline is not None
+    assert deadline - time.time() <= 2
+    await sandbox.kill()
+    if detach:
+        elsewhere.end_keeper(nova_home)
+
+
 async def test_two_who_wake_it_at_once_get_the_same(qemu: str) -> None:
     sandbox = await Sandbox.create(timeout=600)
     await _text(sandbox, "echo one >/dev/shm/f")
@@ -375,6 +395,9 @@ async def test_a_vmm_that_dies_while_it_is_saved_harms_no_snapshot(
 
     def killed(*arguments: Any) -> None:
         os.kill(pid, signal.SIGKILL)
+        # Its memory is gone with it.
+        while not is_gone(pid):
+            time.sleep(0.01)
         write_state(*arguments)
 
     monkeypatch.setattr(qemu_state, "write_state", killed)

@@ -69,6 +69,7 @@ class Holder:
         self._ending: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._moving = asyncio.Lock()
+        self._lapsing: asyncio.Task[None] | None = None
         self._failure: NovaError | None = None
         self._events = EventLog(record.directory / "events.jsonl")
         self.ended = asyncio.Event()
@@ -268,6 +269,7 @@ class Holder:
         assert self.channel is not None
         await self._machine.resume()
         self.channel.refusal = None
+        self.channel.get_up()
 
     async def stand_still(self) -> None:
         """Stop the vCPUs, and refuse requests as long as they stand."""
@@ -402,6 +404,53 @@ class Holder:
             self._timer = asyncio.get_running_loop().call_later(delay, self._expire)
 
     def _expire(self) -> None:
+        wish = self.record.config.get("on_timeout", "kill")
+        if wish == "kill":
+            self._end_of_life()
+        else:
+            self._lapsing = asyncio.create_task(self._lapse(str(wish)))
+
+    async def _lapse(self, wish: str) -> None:
+        """Its time is over, and it shall wait for the next call instead of being ended."""
+        from novasandbox.core import sleeping  # It stands on this module.
+
+        try:
+            if wish == "hibernate":
+                await sleeping.hibernate(self, is_due=True)
+            elif self._runs():
+                await self._wait_for_a_call()
+        except (NovaError, OSError) as error:
+            log.warning("%s could not be put to rest and is ended: %s", self.id, error)
+            self._end_of_life()
+
+    async def _wait_for_a_call(self) -> None:
+        async with self._moving:
+            machine, channel = self._require_machine(), self.channel
+            assert channel is not None
+            async with channel.held(_BARRIER_DEADLINE):
+                await machine.pause()
+            self.record = registry.change(self.record, deadline=None)
+            self._become(SandboxState.PAUSED)
+            channel.stand_by(self._called)
+
+    async def _called(self) -> None:
+        """The next call is there: it runs again, for as long as it was made for."""
+        if self.state is not SandboxState.PAUSED:
+            return
+        await self._require_machine().resume()
+        timeout = self.record.config["timeout"]
+        deadline = None if timeout is None else time.time() + timeout
+        self.record = registry.change(self.record, deadline=deadline)
+        self._become(SandboxState.RUNNING)
+        self.watch_time()
+        self._lapsing = asyncio.create_task(self._set_clock())
+
+    async def _set_clock(self) -> None:
+        assert self.channel is not None
+        with contextlib.suppress(NovaError):
+            await Guest(self.channel, self.id).set_clock()
+
+    def _end_of_life(self) -> None:
         created, deadline = self.record.created, self.record.deadline or time.time()
         reason = f"its time-to-live was over, {deadline - created:.0f} s after it was made"
         self._failure = SandboxExpired(

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from novasandbox.errors import IllegalTransition, InvalidConfig
 
@@ -95,6 +95,9 @@ def require_state(
         )
 
 
+OnTimeout = Literal["kill", "pause", "hibernate"]
+
+
 @dataclass(frozen=True, slots=True)
 class SandboxConfig:
     """What a sandbox shall be. Checked when made: an illegal one cannot exist.
@@ -103,7 +106,8 @@ class SandboxConfig:
     vcpus: 1 to 64. memory_mib: MiB of guest memory, from 64. disk_mib: MiB of the writable
     overlay, from 16. user, cwd, env: what commands run as, in, and with, unless the call
     says otherwise. metadata: labels of your own, to find it by. name: unique among the
-    living. timeout: its life in seconds; None: no end. on_timeout: `kill`. provider:
+    living. timeout: its life in seconds; None: no end. on_timeout: what happens then: `kill`,
+    or `pause` or `hibernate`, until the next call wakes it for as long again. provider:
     `auto` or a provider's name. kernel: a guest kernel's path; None: that of NOVA_KERNEL,
     else Debian's. strict: refuse a host that cannot give every part of the jail; None: as
     NOVA_STRICT_JAIL=1 says. detach: it outlives its maker.
@@ -121,7 +125,7 @@ class SandboxConfig:
     metadata: Mapping[str, str] = field(default_factory=dict)
     name: str | None = None
     timeout: float | None = DEFAULT_TIMEOUT
-    on_timeout: Literal["kill"] = "kill"
+    on_timeout: OnTimeout = "kill"
     network: None = None
     provider: str = "auto"
     kernel: str | None = None
@@ -147,7 +151,6 @@ class SandboxConfig:
         missing = {
             "image": self.image is not None,
             "network": self.network is not None,
-            f"on_timeout={self.on_timeout!r}": self.on_timeout != "kill",
         }
         for what, asked in missing.items():
             if asked:
@@ -175,6 +178,11 @@ def _check_timeout(timeout: Any) -> None:
 
 
 def _check_texts(config: SandboxConfig) -> None:
+    if config.on_timeout not in get_args(OnTimeout):
+        raise InvalidConfig(
+            f"on_timeout={config.on_timeout!r}",
+            why=f"it must be one of {', '.join(get_args(OnTimeout))}",
+        )
     if config.name is not None and not _NAME.fullmatch(config.name):
         raise InvalidConfig(
             f"name={config.name!r}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -31,6 +32,7 @@ def names() -> list[str]:
     return first + sorted(found - set(first))
 
 
+@functools.cache
 def _points() -> tuple[EntryPoint, ...]:
     # Some 20 ms to import, and whoever only connects to a sandbox chooses nothing.
     from importlib.metadata import entry_points

@@ -7,12 +7,12 @@ import os
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from dataclasses import dataclass, field, fields
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from novasandbox.core import creation, registry, snapshots
 from novasandbox.core.events import Event, read_events
 from novasandbox.core.exhaustion import host_limits
-from novasandbox.core.hypervisor import DEFAULT_TIMEOUT, SandboxConfig, SandboxState
+from novasandbox.core.hypervisor import DEFAULT_TIMEOUT, OnTimeout, SandboxConfig, SandboxState
 from novasandbox.core.keeper import (
     create_detached,
     ensure_keeper,
@@ -202,7 +202,7 @@ class Sandbox:
         metadata: Mapping[str, str] | None = None,
         name: str | None = None,
         timeout: float | None = DEFAULT_TIMEOUT,
-        on_timeout: Literal["kill"] = "kill",
+        on_timeout: OnTimeout = "kill",
         network: None = None,
         provider: str = "auto",
         kernel: str | None = None,
@@ -214,7 +214,8 @@ class Sandbox:
 
         template: `debian-python` unless named. memory_mib, disk_mib: MiB. user, cwd, env: for
         every command, unless the command says otherwise. timeout: its life in seconds; None:
-        no end. kernel: a guest kernel's path, instead of NOVA_KERNEL's or Debian's. strict:
+        no end. on_timeout: `kill`, or `pause` or `hibernate` until the next call wakes it.
+        kernel: a guest kernel's path, instead of NOVA_KERNEL's or Debian's. strict:
         refuse a host that cannot give every part of the jail (None: NOVA_STRICT_JAIL=1).
         cold: boot it, instead of copying its template's snapshot. detach: it outlives this
         process, until its timeout or `kill`.

@@ -40,8 +40,11 @@ log = logging.getLogger(__name__)
 _POLL = 0.02
 
 
-async def hibernate(holder: Holder) -> None:
-    """Put a sandbox to sleep. Whatever goes wrong, it runs on as before."""
+async def hibernate(holder: Holder, *, is_due: bool = False) -> None:
+    """Put a sandbox to sleep. Whatever goes wrong, it runs on as before.
+
+    is_due: its time-to-live was over; awake again it has all of it.
+    """
     folder = holder.record.directory / f"asleep-{secrets.token_hex(4)}"
     async with holder.still() as machine:
         try:
@@ -49,7 +52,10 @@ async def hibernate(holder: Holder) -> None:
             await machine.save(folder)
             ground = await copying.with_memory(ground_of(holder.record), folder)
             signature = await copying.signature(holder.record, ground)
-            await _lie_down(holder, folder, ground, disk_of(holder.record), signature)
+            remaining = holder.record.config["timeout"] if is_due else _remaining(holder.record)
+            await _lie_down(
+                holder, folder, ground, disk_of(holder.record), signature, remaining=remaining
+            )
         except BaseException:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
             raise
@@ -71,7 +77,10 @@ async def go_back(holder: Holder, kept: Kept) -> None:
             if not disk.exists():
                 await asyncio.to_thread(os.link, layer_path(layer), disk)
             ground = replace(kept.ground, layers=tuple(below))
-            await _lie_down(holder, folder, ground, disk, dict(kept.signature), kept.id)
+            remaining = _remaining(holder.record)
+            await _lie_down(
+                holder, folder, ground, disk, kept.signature, remaining=remaining, origin=kept.id
+            )
         except BaseException:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
             raise
@@ -88,12 +97,18 @@ def asleep_error(identity: str) -> IllegalTransition:
     )
 
 
+def _remaining(record: Record) -> float | None:
+    return None if record.deadline is None else record.deadline - time.time()
+
+
 async def _lie_down(
     holder: Holder,
     folder: Path,
     ground: Ground,
     disk: Path,
     signature: Mapping[str, Any],
+    *,
+    remaining: float | None,
     origin: str | None = None,
 ) -> None:
     record = holder.record
@@ -102,7 +117,7 @@ async def _lie_down(
         "signature": dict(signature),
         "hash": await asyncio.to_thread(_seal, folder / STATE),
         "disk": await asyncio.to_thread(_seal_disk, disk),
-        "remaining": None if record.deadline is None else record.deadline - time.time(),
+        "remaining": remaining,
         "paused": record.state is SandboxState.PAUSED and origin is None,
         "copied": origin is not None,
     }

@@ -140,6 +140,12 @@ class Channel:
             self._link.hold()
         self._rouse = rouse
 
+    def get_up(self) -> None:
+        """It was roused otherwise: what was kept back is sent."""
+        self._rouse = None
+        if self._link is not None and self._link.is_holding:
+            self._link.release()
+
     async def _awaken(self, rouse: Callable[[], Awaitable[None]]) -> None:
         try:
             await rouse()

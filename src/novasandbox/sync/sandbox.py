@@ -6,12 +6,12 @@ import contextlib
 import os
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
 from novasandbox.core import sandbox as core
 from novasandbox.core.background import background
 from novasandbox.core.events import Event
-from novasandbox.core.hypervisor import DEFAULT_TIMEOUT, SandboxConfig, SandboxState
+from novasandbox.core.hypervisor import DEFAULT_TIMEOUT, OnTimeout, SandboxConfig, SandboxState
 from novasandbox.core.sandbox import Logs, Metrics, SandboxInfo
 from novasandbox.core.session import LocalSession
 from novasandbox.core.snapshots import Snapshot
@@ -66,7 +66,7 @@ class Sandbox(Handle):
         metadata: Mapping[str, str] | None = None,
         name: str | None = None,
         timeout: float | None = DEFAULT_TIMEOUT,
-        on_timeout: Literal["kill"] = "kill",
+        on_timeout: OnTimeout = "kill",
         network: None = None,
         provider: str = "auto",
         kernel: str | None = None,
@@ -78,7 +78,8 @@ class Sandbox(Handle):
 
         template: `debian-python` unless named. memory_mib, disk_mib: MiB. user, cwd, env: for
         every command, unless the command says otherwise. timeout: its life in seconds; None:
-        no end. kernel: a guest kernel's path, instead of NOVA_KERNEL's or Debian's. strict:
+        no end. on_timeout: `kill`, or `pause` or `hibernate` until the next call wakes it.
+        kernel: a guest kernel's path, instead of NOVA_KERNEL's or Debian's. strict:
         refuse a host that cannot give every part of the jail (None: NOVA_STRICT_JAIL=1).
         cold: boot it, instead of copying its template's snapshot. detach: it outlives this
         process, until its timeout or `kill`.
