@@ -9,12 +9,14 @@ It runs in the virtual environment. A line is `STEP<tab>DONE<tab>TOTAL`, or at t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import threading
 import time
 
 from novasandbox import TemplateManager
-from novasandbox.errors import NovaError
+from novasandbox.core import template_snapshot
+from novasandbox.errors import NovaError, ProviderUnavailable
 
 INTERVAL = 0.1
 
@@ -51,11 +53,19 @@ class Report:
             self.fetched += now - self._since
 
 
+async def build(name: str, report: Report) -> None:
+    """Build it, and boot and warm the guest that its sandboxes are copies of."""
+    await TemplateManager().build(name, progress=report)
+    # A host without a hypervisor says so when a sandbox is made.
+    with contextlib.suppress(ProviderUnavailable):
+        await template_snapshot.make_ready(name, report)
+
+
 def main() -> int:
     """The command line."""
     report = Report()
     try:
-        asyncio.run(TemplateManager().build(sys.argv[1], progress=report))
+        asyncio.run(build(sys.argv[1], report))
     except NovaError as error:
         print(error)
         return 1

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import elsewhere
 from novasandbox import Sandbox, SandboxState
-from novasandbox.core import registry
+from novasandbox.core import registry, session
+from novasandbox.core.gate import CONTROL
 from novasandbox.errors import (
     IllegalTransition,
+    OutcomeUnknown,
     ProcessNotFound,
     SandboxExpired,
     SandboxFailed,
     SandboxNotFound,
 )
+from novasandbox.guest.stream import Stream
 from novasandbox.providers.qmp import Qmp
 from waiting import is_gone, until
 
@@ -230,6 +235,30 @@ async def test_a_keeper_goes_on_taking_over_when_the_one_who_asked_dies(
         client.kill()
         await client.wait()
     assert (await detached.exec("cat /tmp/mark")).stdout == "made elsewhere"
+
+
+async def test_a_keeper_that_dies_while_it_is_asked_is_followed_by_another(
+    detached: Sandbox, nova_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = session.RemoteChannel.request
+    asked = 0
+
+    def request_and_kill(self: session.RemoteChannel, op: int, *rest: Any, **more: Any) -> Stream:
+        nonlocal asked
+        stream = request(self, op, *rest, **more)
+        if op == CONTROL and b'"adopt"' in bytes(stream.request or b""):
+            asked += 1
+            if asked == 1:
+                elsewhere.end_keeper(nova_home, signal.SIGKILL)
+        return stream
+
+    monkeypatch.setattr(session.RemoteChannel, "request", request_and_kill)
+    elsewhere.end_keeper(nova_home, signal.SIGKILL)
+    # The first may have been on its way to the one that died; the handle goes on.
+    with contextlib.suppress(OutcomeUnknown):
+        await detached.exec("true")
+    assert (await detached.exec("echo again")).stdout == "again\n"
+    assert asked >= 1
 
 
 async def test_it_ends_when_another_process_kills_it(detached: Sandbox, nova_home: Path) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from novasandbox.core import registry
+from novasandbox.core import provider_choice, registry
 from novasandbox.core.booting import boot
 from novasandbox.core.ground import Ground
 from novasandbox.core.hypervisor import (
@@ -27,7 +27,7 @@ from novasandbox.core.hypervisor import (
     SandboxConfig,
 )
 from novasandbox.core.owner import owner_descriptor
-from novasandbox.core.preparation import Prepared
+from novasandbox.core.preparation import Prepared, prepare
 from novasandbox.core.warming import warm, warmth
 from novasandbox.errors import HostResourceExhausted, InvalidRequest, NovaError
 from novasandbox.guest.channel import Channel
@@ -63,6 +63,32 @@ class Origin:
     memory: Path | None
     layers: tuple[Path, ...]
     hold: Hold | None = None
+
+
+async def make_ready(name: str, progress: Progress | None = None) -> bool:
+    """Make the snapshot of a template in its own sizes; whether there is one.
+
+    Raises as building the template does, and ProviderUnavailable.
+    """
+    from novasandbox.core.template_manager import TemplateManager
+
+    resources = (await TemplateManager().get(name)).resources
+    config = SandboxConfig(
+        template=name,
+        vcpus=resources.vcpus,
+        memory_mib=resources.memory_mib,
+        disk_mib=resources.disk_mib,
+    )
+    provider, _ = await provider_choice.choose("auto")
+    told = progress or (lambda *_: None)
+    with await prepare(config) as prepared:
+        told(f"warming {name}", 0, 1)
+        origin = await obtain(provider, prepared, config, progress)
+        told(f"warming {name}", 1, 1)
+    if origin is None or origin.hold is None:
+        return False
+    origin.hold.close()
+    return True
 
 
 async def obtain(
