@@ -17,6 +17,7 @@ from command_line import NOVA, nova
 from novasandbox.cli import app
 
 Run = Callable[..., tuple[int, str, str]]
+GROUPS = ("snapshot", "template")
 
 
 @pytest.fixture
@@ -44,14 +45,15 @@ def test_every_verb_has_help_and_speaks_json(run: Run, verb: str) -> None:
     code, out, _ = run(verb, "--help")
     assert code == 0
     assert out.startswith(f"Usage: nova {verb}")
-    assert "--json" in out or verb == "template"
+    assert "--json" in out or verb in GROUPS
 
 
-def test_every_template_verb_speaks_json(run: Run) -> None:
-    group = app.nova.get_command(click.Context(app.nova), "template")
+@pytest.mark.parametrize("verb", GROUPS)
+def test_every_verb_of_a_group_speaks_json(run: Run, verb: str) -> None:
+    group = app.nova.get_command(click.Context(app.nova), verb)
     assert isinstance(group, click.Group)
     for name in group.commands:
-        code, out, _ = run("template", name, "--help")
+        code, out, _ = run(verb, name, "--help")
         assert code == 0
         assert "--json" in out
 
@@ -91,6 +93,16 @@ def test_an_unknown_verb_is_told_its_nearest(run: Run) -> None:
         ("shell", "box", "--memory", "1G"),
         ("shell", "box"),
         ("template", "no-such-verb"),
+        ("start", "--snapshot", "one", "--template", "another"),
+        ("run", "--snapshot", "", "-c", "pass"),
+        ("hibernate",),
+        ("rollback", "box"),
+        ("fork", "box", "-n", "0"),
+        ("fork", "box", "-n", "many"),
+        ("snapshot", "--name"),
+        ("snapshot", "box", "other"),
+        ("snapshot", "take"),
+        ("snapshot", "rm"),
         ("completion", "tcsh"),
     ],
 )
@@ -142,6 +154,37 @@ def test_an_empty_host_lists_nothing(
     assert run("ps", "--json")[1] == "[]\n"
     assert run("ps", "-q")[1] == ""
     assert run("kill", "--all")[:2] == (0, "")
+    assert run("snapshot", "ls", "--json")[1] == "[]\n"
+    assert run("snapshot", "ls", "-q")[1] == ""
+    assert run("tree")[:2] == (0, "")
+    assert json.loads(run("tree", "--json")[1]) == {"snapshots": [], "sandboxes": []}
+
+
+@pytest.mark.parametrize(
+    ("words", "box"),
+    [
+        (("no-such",), "no-such"),
+        (("take", "no-such"), "no-such"),
+        (("--name", "base", "no-such"), "no-such"),
+        (("no-such", "--name", "base"), "no-such"),
+        (("no-such", "--name", "ls"), "no-such"),
+        (("--", "ls"), "ls"),
+        (("take", "rm"), "rm"),
+    ],
+)
+def test_a_snapshot_is_of_a_box_unless_the_word_is_one_of_its_own(
+    run: Run, own_home: Path, words: tuple[str, ...], box: str
+) -> None:
+    code, out, err = run("snapshot", *words)
+    assert (code, out) == (125, "")
+    assert f"there is no sandbox '{box}'" in err
+
+
+def test_what_is_said_of_snapshots_is_true(run: Run, own_home: Path) -> None:
+    code, _, err = run("snapshot", "rm", "no-such")
+    assert code == 125
+    assert "there is no snapshot 'no-such'. nova snapshot ls shows" in err
+    assert run("snapshot", "ls")[0] == 0
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -158,6 +201,20 @@ def test_verbs_and_options_are_completed() -> None:
 
     assert completed("nova ex", 1) == ["exec", "expose"]
     assert completed("nova start --mem", 2) == ["--memory"]
+    assert completed("nova run --sna", 2) == ["--snapshot"]
+    assert completed("nova snapshot ", 2) == ["ls", "rm", "take"]
+    assert completed("nova snapshot --n", 2) == ["--name"]
+    assert completed("nova snapshot box --n", 3) == ["--name"]
+
+
+def test_a_warning_of_the_library_moves_no_cursor() -> None:
+    script = (
+        "import logging; from novasandbox.cli import loop\n"
+        "async def work(_): logging.getLogger('novasandbox.core').warning('said \\x1b[31m')\n"
+        "loop.run(work); loop.run(work)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60)
+    assert done.stderr == b"nova: said \\x1b[31m\n" * 2
 
 
 def test_nobody_reading_ends_it_quietly() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from novasandbox.cli import options, run
 from novasandbox.cli.files import Place, place
-from novasandbox.cli.sandboxes import labels
+from novasandbox.cli.sandboxes import labels, start_command
 from novasandbox.core.hypervisor import SandboxConfig
 from novasandbox.core.sandbox import _settled
 
@@ -117,6 +117,16 @@ def test_no_message_shows_a_value(tmp_path: Path) -> None:
 )
 def test_a_place_is_here_or_in_a_box(text: str, expected: Place) -> None:
     assert place(text) == expected
+
+
+def test_only_what_was_given_is_asked_for() -> None:
+    def settings(*words: str) -> dict[str, object]:
+        context = start_command.make_context("start", list(words))
+        return options.machine_settings(context.params)
+
+    assert settings() == {}
+    assert settings("--cold", "--memory", "1G") == {"cold": True, "memory_mib": 1024}
+    assert settings("--snapshot", "base", "--name", "n") == {"snapshot": "base", "name": "n"}
 
 
 def test_labels_are_pairs() -> None:

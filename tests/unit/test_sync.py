@@ -434,4 +434,13 @@ def test_mistakes_are_raised_at_once(own_home: Path) -> None:
         sync.Sandbox.create(vcpus=0)
     with pytest.raises(SandboxNotFound):
         sync.Sandbox.connect("nobody")
+    with pytest.raises(SandboxNotFound):
+        sync.Sandbox.wake("nobody")
+    with pytest.raises(InvalidConfig):
+        sync.Sandbox.create("template", snapshot="base")
+    with pytest.raises(InvalidRequest, match="no snapshot"):
+        sync.Sandbox.create(snapshot="base")
+    with pytest.raises(InvalidRequest, match="no snapshot"):
+        sync.Sandbox.remove_snapshot("base")
+    assert sync.Sandbox.snapshots() == []
     assert sync.Sandbox.list() == []

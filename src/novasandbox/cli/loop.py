@@ -7,13 +7,16 @@ command runs, `Interrupts.handler` may take them instead.
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from novasandbox.cli.errors import Interrupted
+from novasandbox.cli.output import note
 
 T = TypeVar("T")
+_log = logging.getLogger("novasandbox")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -38,7 +41,20 @@ class Interrupts:
 
 def run(work: Callable[[Interrupts], Coroutine[Any, Any, T]]) -> T:
     """Run `work` to its end. Raises Interrupted when a signal ended it."""
+    _show_warnings()
     return asyncio.run(_run(work))
+
+
+def _show_warnings() -> None:
+    """Have the library's warnings told as we tell things; they may quote a guest."""
+    if not logging.getLogger().hasHandlers() and not _log.handlers:
+        _log.addHandler(_Remarks(logging.WARNING))
+
+
+class _Remarks(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line to stderr."""
+        note(f"nova: {record.getMessage()}")
 
 
 async def _run(work: Callable[[Interrupts], Coroutine[Any, Any, T]]) -> T:

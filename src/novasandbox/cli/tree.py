@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from novasandbox.core.sandbox import SandboxInfo
     from novasandbox.core.snapshots import Snapshot
 
+_INDENT = 4  # of a level, as rich draws it
+
 
 @dataclass(frozen=True)
 class Node:
@@ -66,8 +68,9 @@ def tree_command(as_json: bool, quiet: bool) -> int:
 
 def _of_snapshot(snapshot: Snapshot) -> Node:
     age = human_time(time.time() - snapshot.created)
-    words = ["snapshot", snapshot.id, snapshot.name, human_size(snapshot.size), f"{age} ago"]
-    return Node(snapshot.id, snapshot.parent, snapshot.template, snapshot.created, _joined(*words))
+    size = human_size(snapshot.size)
+    text = _joined("snapshot", snapshot.id, snapshot.name, size, f"{age} ago")
+    return Node(snapshot.id, snapshot.parent, snapshot.template, snapshot.created, text)
 
 
 def _of_sandbox(info: SandboxInfo, origin: str | None) -> Node:
@@ -101,15 +104,20 @@ def lines(nodes: Sequence[Node]) -> Iterator[tuple[int, str]]:
 
 
 def _draw(found: Iterator[tuple[int, str]]) -> None:
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.text import Text
     from rich.tree import Tree
 
     above: list[Any] = [Tree("", hide_root=True)]
+    widest = 1
     for depth, text in found:
         del above[depth + 1 :]
-        above.append(above[-1].add(Text(escaped(text), no_wrap=True)))
-    Console().print(above[0], crop=False)
+        label = Text(escaped(text), no_wrap=True)
+        above.append(above[-1].add(label))
+        widest = max(widest, _INDENT * depth + cell_len(label.plain))
+    # As wide as it is: rich leaves out what is deeper than a terminal is wide.
+    Console(width=max(widest, Console().width)).print(above[0], crop=False)
 
 
 VERBS = {"tree": tree_command}
