@@ -284,11 +284,13 @@ async def test_a_sandbox_goes_back_to_an_earlier_moment(own_sandbox: Sandbox) ->
     second = await own_sandbox.snapshot("second")
     assert second.parent == first.id
     waiting = asyncio.create_task(own_sandbox.exec("sleep 100"))
+    exposed = await own_sandbox.expose(7001)
     await asyncio.sleep(0.2)
     for name, content in (("first", "one"), ("second", "two"), (first.id, "one")):
         identity = (await own_sandbox.info()).id, own_sandbox.name
         await own_sandbox.rollback(name)
         assert (own_sandbox.id, own_sandbox.name) == identity
+        assert (await own_sandbox.info()).ports == {7001: exposed}
         assert await _text(own_sandbox, "cat f /dev/shm/f") == f"{content}\n{content}"
     with pytest.raises(IllegalTransition):
         await waiting

@@ -187,6 +187,7 @@ async def rollback(holder: Holder, snapshot: str) -> None:
         )
     await sleeping.go_back(holder, kept)
     await holder.rouse()
+    await holder.reopen_ports()
     holder.note("rolled back", snapshot=kept.id)
 
 

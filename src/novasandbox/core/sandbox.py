@@ -12,7 +12,13 @@ from typing import Any, Self
 from novasandbox.core import creation, registry, snapshots
 from novasandbox.core.events import Event, read_events
 from novasandbox.core.exhaustion import host_limits
-from novasandbox.core.hypervisor import DEFAULT_TIMEOUT, OnTimeout, SandboxConfig, SandboxState
+from novasandbox.core.hypervisor import (
+    DEFAULT_TEMPLATE,
+    DEFAULT_TIMEOUT,
+    OnTimeout,
+    SandboxConfig,
+    SandboxState,
+)
 from novasandbox.core.keeper import (
     create_detached,
     ensure_keeper,
@@ -633,7 +639,9 @@ def _info(record: Record) -> SandboxInfo:
         id=record.id,
         name=record.name,
         state=record.state,
-        template=config["template"] or "debian-python",
+        template=str(
+            (record.ground or {}).get("template") or config["template"] or DEFAULT_TEMPLATE
+        ),
         provider=record.provider,
         accelerator=record.accelerator,
         vcpus=config["vcpus"],

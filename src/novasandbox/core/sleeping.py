@@ -130,7 +130,7 @@ async def _lie_down(
         origin=origin or record.origin,
         asleep=asleep,
         deadline=None,
-        ports={},
+        ports=record.ports if origin is not None else {},
     )
 
 
