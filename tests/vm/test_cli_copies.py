@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import elsewhere
 from command_line import NOVA, Terminal, nova, results
 from waiting import is_gone
 
@@ -37,8 +40,20 @@ asyncio.run(main())
 """
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_home(nova_home: Path) -> Iterator[Path]:
+    """A data directory of these tests' own, since they end all that is in it."""
+    folder = Path(tempfile.mkdtemp(prefix="nova-"))
+    (folder / "images").symlink_to((nova_home / "images").resolve())
+    os.environ["NOVA_HOME"] = str(folder)
+    yield folder
+    elsewhere.end_keeper(folder)
+    os.environ["NOVA_HOME"] = str(nova_home)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.fixture
-def box(nova_home: Path, qemu: str) -> Iterator[str]:
+def box(own_home: Path, qemu: str) -> Iterator[str]:
     """A sandbox that stays, with a file of its own."""
     identity = results("start", "--name", "copied", "--timeout", "10m", "--metadata", "for=copies")
     assert nova("exec", identity, "--", "sh", "-c", "echo then >f").code == 0
@@ -101,17 +116,17 @@ def test_every_verb_that_uses_a_sandbox_wakes_it(box: str, tmp_path: Path) -> No
     assert nova("resume", "--json", box).data["state"] == "running"
 
 
-def test_one_that_sleeps_is_ended_without_waking(box: str, nova_home: Path) -> None:
+def test_one_that_sleeps_is_ended_without_waking(box: str, own_home: Path) -> None:
     nova("hibernate", box)
     # What it would be woken from is gone: whoever wakes it fails.
-    for state in (nova_home / "run" / box).glob("asleep-*/state"):
+    for state in (own_home / "run" / box).glob("asleep-*/state"):
         state.unlink()
     refused = nova("exec", "--json", box, "--", "true")
     assert (refused.code, refused.error["type"]) == (125, "SnapshotInvalid")
     assert refused.error["fix"] == f"What it held is lost: nova kill {box}"
     assert nova("kill", "--json", "copied").data == {"killed": [box]}
     assert listed(box) is None
-    assert not (nova_home / "run" / box).exists()
+    assert not (own_home / "run" / box).exists()
     again = nova("wake", "--json", box)
     assert (again.code, again.error["why"]) == (125, "it was killed")
 
@@ -124,7 +139,7 @@ def test_all_are_ended_asleep_or_not(box: str) -> None:
 
 
 @pytest.mark.parametrize("verb", ["hibernate", "wake", "snapshot", "fork", "rollback"])
-def test_a_box_that_is_not_there_is_named(nova_home: Path, verb: str) -> None:
+def test_a_box_that_is_not_there_is_named(own_home: Path, verb: str) -> None:
     more = ("any",) if verb == "rollback" else ()
     done = nova(verb, "--json", "no-such-box", *more)
     assert (done.code, done.out) == (125, "")
@@ -135,7 +150,7 @@ def test_a_box_that_is_not_there_is_named(nova_home: Path, verb: str) -> None:
 
 
 def test_one_that_a_program_put_to_sleep_outlives_the_verb_that_wakes_it(
-    nova_home: Path, qemu: str
+    own_home: Path, qemu: str
 ) -> None:
     made = subprocess.run(
         [sys.executable, "-c", HOLDER, "sleep"],
@@ -251,7 +266,7 @@ def test_children_have_what_their_parent_had_and_stay_as_it_does(box: str) -> No
     assert text(results("fork", "-q", box)) == "then"
 
 
-def test_what_a_program_holds_stays_with_it(nova_home: Path, qemu: str) -> None:
+def test_what_a_program_holds_stays_with_it(own_home: Path, qemu: str) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as program:

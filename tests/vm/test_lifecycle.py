@@ -13,7 +13,7 @@ import pytest
 
 import elsewhere
 from novasandbox import Sandbox, SandboxState
-from novasandbox.core import holder, registry
+from novasandbox.core import registry, watching
 from novasandbox.errors import (
     GuestPanicked,
     GuestUnreachable,
@@ -93,8 +93,8 @@ async def test_a_guest_that_switches_itself_off_is_gone(
 async def test_a_machine_that_stands_still_is_given_up(
     qemu: str, nova_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(holder, "_PULSE", 0.5)
-    monkeypatch.setattr(holder, "_SILENCE", 3.0)
+    monkeypatch.setattr(watching, "_PULSE", 0.5)
+    monkeypatch.setattr(watching, "_SILENCE", 3.0)
     async with Sandbox.create(timeout=None) as sandbox:
         pids = elsewhere.pids(registry.get(sandbox.id))
         running = asyncio.create_task(sandbox.exec("sleep 992"))

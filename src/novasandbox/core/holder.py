@@ -15,8 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from novasandbox.core import registry, warming
-from novasandbox.core.console import panic_in
+from novasandbox.core import registry, warming, watching
 from novasandbox.core.events import EventLog, read_events
 from novasandbox.core.gate import Gate
 from novasandbox.core.ground import Ground
@@ -31,13 +30,11 @@ from novasandbox.core.making import Made, Place
 from novasandbox.core.ports import Ports
 from novasandbox.core.registry import Record
 from novasandbox.errors import (
-    GuestPanicked,
     GuestUnreachable,
     IllegalTransition,
     NovaError,
     SandboxExpired,
     SandboxFailed,
-    VmmCrashed,
 )
 from novasandbox.guest.channel import Channel
 from novasandbox.guest.client import Guest
@@ -50,9 +47,6 @@ log = logging.getLogger(__name__)
 _ANSWER_DEADLINE = 15.0
 # A guest that takes longer to read what was sent to it may be saved in the middle of a frame.
 _BARRIER_DEADLINE = 1.0
-# How often a guest that somebody waits for is asked for an answer, and how long it may take.
-_PULSE = 20.0
-_SILENCE = 60.0
 
 
 class Holder:
@@ -68,7 +62,7 @@ class Holder:
         self._watches: list[asyncio.Task[None]] = []
         self._ending: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
-        self._moving = asyncio.Lock()
+        self.moving = asyncio.Lock()
         self._lapsing: asyncio.Task[None] | None = None
         self._failure: NovaError | None = None
         self._events = EventLog(record.directory / "events.jsonl")
@@ -222,10 +216,7 @@ class Holder:
         if self._gate is None:
             self._gate = Gate(self, self.record.directory / "api.sock")
             await self._gate.open()
-        self._watches = [
-            asyncio.create_task(self._watch_machine(self._machine)),
-            asyncio.create_task(self._watch_guest(self.channel)),
-        ]
+        self._watches = watching.watch(self, self._machine, self.channel)
 
     # What others ask of it.
 
@@ -255,11 +246,11 @@ class Holder:
 
     async def pause(self) -> None:
         """Stop the vCPUs. Raises IllegalTransition unless it runs."""
-        async with self._moving:
+        async with self.moving:
             self._require(SandboxState.RUNNING, verb="pause")
             await self.stand_still()
             try:
-                self._become(SandboxState.PAUSED)
+                self.become(SandboxState.PAUSED)
             except BaseException:
                 await self._go_on()
                 raise
@@ -285,16 +276,16 @@ class Holder:
 
     async def resume(self) -> None:
         """Let the vCPUs run again; the guest's clock is set right."""
-        async with self._moving:
+        async with self.moving:
             self._require(SandboxState.PAUSED, verb="resume")
             assert self.channel is not None
             await self._go_on()
-            self._become(SandboxState.RUNNING)
+            self.become(SandboxState.RUNNING)
         await Guest(self.channel, self.id).set_clock()
 
     async def machine_metrics(self) -> dict[str, Any]:
         """What the machine's process costs the host."""
-        machine = self._require_machine()
+        machine = self.require_machine()
         metrics = await machine.metrics()
         return {name: getattr(metrics, name) for name in metrics.__dataclass_fields__}
 
@@ -354,9 +345,9 @@ class Holder:
 
         Raises IllegalTransition unless it runs or is paused.
         """
-        async with self._moving:
+        async with self.moving:
             self._require(SandboxState.RUNNING, SandboxState.PAUSED, verb="save it")
-            machine, channel = self._require_machine(), self.channel
+            machine, channel = self.require_machine(), self.channel
             assert channel is not None
             if not self._runs():
                 yield machine
@@ -380,14 +371,16 @@ class Holder:
             raise self._failure
         require_state(self.state, states, verb, self.id)
 
-    def _require_machine(self) -> Machine:
+    def require_machine(self) -> Machine:
+        """Its machine. Raises how it ended."""
         if self._failure is not None:
             raise self._failure
         if self._machine is None:
             raise SandboxFailed("the sandbox has no machine any more", sandbox_id=self.id)
         return self._machine
 
-    def _become(self, state: SandboxState) -> None:
+    def become(self, state: SandboxState) -> None:
+        """Go on to a state, on disk too. Raises IllegalTransition."""
         check_transition(self.state, state, self.id)
         self.record = registry.change(self.record, state=state)
         self.note(state.value)
@@ -406,51 +399,17 @@ class Holder:
     def _expire(self) -> None:
         wish = self.record.config.get("on_timeout", "kill")
         if wish == "kill":
-            self._end_of_life()
+            self.end_of_life()
         else:
-            self._lapsing = asyncio.create_task(self._lapse(str(wish)))
+            self._lapsing = asyncio.create_task(self._rest(str(wish)))
 
-    async def _lapse(self, wish: str) -> None:
-        """Its time is over, and it shall wait for the next call instead of being ended."""
-        from novasandbox.core import sleeping  # It stands on this module.
+    async def _rest(self, wish: str) -> None:
+        from novasandbox.core import resting  # It stands on this module.
 
-        try:
-            if wish == "hibernate":
-                await sleeping.hibernate(self, is_due=True)
-            elif self._runs():
-                await self._wait_for_a_call()
-        except (NovaError, OSError) as error:
-            log.warning("%s could not be put to rest and is ended: %s", self.id, error)
-            self._end_of_life()
+        await resting.rest(self, wish)
 
-    async def _wait_for_a_call(self) -> None:
-        async with self._moving:
-            machine, channel = self._require_machine(), self.channel
-            assert channel is not None
-            async with channel.held(_BARRIER_DEADLINE):
-                await machine.pause()
-            self.record = registry.change(self.record, deadline=None)
-            self._become(SandboxState.PAUSED)
-            channel.stand_by(self._called)
-
-    async def _called(self) -> None:
-        """The next call is there: it runs again, for as long as it was made for."""
-        if self.state is not SandboxState.PAUSED:
-            return
-        await self._require_machine().resume()
-        timeout = self.record.config["timeout"]
-        deadline = None if timeout is None else time.time() + timeout
-        self.record = registry.change(self.record, deadline=deadline)
-        self._become(SandboxState.RUNNING)
-        self.watch_time()
-        self._lapsing = asyncio.create_task(self._set_clock())
-
-    async def _set_clock(self) -> None:
-        assert self.channel is not None
-        with contextlib.suppress(NovaError):
-            await Guest(self.channel, self.id).set_clock()
-
-    def _end_of_life(self) -> None:
+    def end_of_life(self) -> None:
+        """Its time-to-live is over."""
         created, deadline = self.record.created, self.record.deadline or time.time()
         reason = f"its time-to-live was over, {deadline - created:.0f} s after it was made"
         self._failure = SandboxExpired(
@@ -461,55 +420,16 @@ class Holder:
         )
         self._start_ending(SandboxState.STOPPED, reason, expired=True)
 
-    async def _watch_machine(self, machine: Machine) -> None:
-        try:
-            reason = await machine.wait()
-        except OSError as unseen:
-            reason = f"it can no longer be watched: {unseen}"
-        if self._ending is None:
-            error = self._loss(machine, reason)
-            self._failure = error
-            self._start_ending(SandboxState.FAILED, str(error.why or error.what))
-
-    async def _watch_guest(self, channel: Channel) -> None:
-        """While somebody waits for the guest, ask now and then whether it is still there."""
-        while True:
-            await asyncio.sleep(_PULSE)
-            if not self._runs() or not channel.busy:
-                continue
-            try:
-                await Guest(channel, self.id).ping(_SILENCE)
-            except GuestUnreachable as error:
-                # A pause in the meantime explains the silence.
-                if self._runs() and self._failure is None:
-                    self._failure = error
-                    self._start_ending(SandboxState.FAILED, str(error))
-            except NovaError:
-                return
-
     async def _reason_for_loss(self, reason: BaseException) -> NovaError:
-        """The channel is lost for good: the machine's end explains most of it."""
-        machine = self._machine
-        if self._failure is None and machine is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(2):
-                    self._failure = self._loss(machine, await machine.wait())
-        if self._failure is None:
-            if isinstance(reason, NovaError):
-                reason.sandbox_id = self.id
-                self._failure = reason
-            else:
-                self._failure = GuestUnreachable(
-                    "the guest no longer answers", why=str(reason), sandbox_id=self.id
-                )
-        self._start_ending(SandboxState.FAILED, str(self._failure))
-        return self._failure
+        error = self._failure or await watching.why_lost(self.id, self._machine, reason)
+        self.fail(error)
+        return self._failure or error
 
-    def _loss(self, machine: Machine, reason: str) -> NovaError:
-        panic = panic_in(machine.console())
-        if panic is not None:
-            return GuestPanicked("the guest's kernel panicked", why=panic, sandbox_id=self.id)
-        return VmmCrashed("the sandbox's machine has ended", why=reason, sandbox_id=self.id)
+    def fail(self, error: NovaError, reason: str | None = None) -> None:
+        """It has ended by itself, or is as good as gone. reason: the error's words, if None."""
+        if self._ending is None:
+            self._failure = self._failure or error
+            self._start_ending(SandboxState.FAILED, reason or str(error))
 
     def _start_ending(self, state: SandboxState, reason: str, *, expired: bool = False) -> None:
         if self._ending is None:
