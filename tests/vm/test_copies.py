@@ -18,7 +18,7 @@ import pytest
 import elsewhere
 from novasandbox import Sandbox, SandboxState
 from novasandbox.core import copying, registry, snapshots
-from novasandbox.core.ground import Ground, layers_dir
+from novasandbox.core.ground import Ground, layers_dir, objects
 from novasandbox.core.home import home
 from novasandbox.core.hypervisor import STATE, OnTimeout
 from novasandbox.errors import (
@@ -48,7 +48,8 @@ IDENTITY = (
 
 @pytest.fixture(autouse=True)
 async def nothing_left(nova_home: Path) -> AsyncIterator[None]:
-    """After each test: no layer, no snapshot, nothing half-made."""
+    """After each test: no layer, no snapshot, no memory of its own, nothing half-made."""
+    before = set(objects().glob("memory-*"))
     yield
     await asyncio.to_thread(registry.collect_leftovers)
     left = [each.id for each in snapshots.all_kept()]
@@ -57,6 +58,7 @@ async def nothing_left(nova_home: Path) -> AsyncIterator[None]:
     assert not left
     assert not list(snapshots.snapshots_dir().iterdir())
     await until(lambda: not list(layers_dir().iterdir()), within=5)
+    assert not [path for path in objects().glob("memory-*") if path not in before]
 
 
 async def _text(sandbox: Sandbox, command: str) -> str:
@@ -467,6 +469,20 @@ async def test_a_paused_sandbox_can_be_forked_and_put_to_sleep(own_sandbox: Sand
     assert sandbox.state is SandboxState.PAUSED
     await sandbox.resume()
     assert await _text(sandbox, "cat f") == "p"
+    await sandbox.kill()
+
+
+async def test_one_that_was_booted_is_copied_as_well(qemu: str) -> None:
+    sandbox = await Sandbox.create(cold=True, timeout=600)
+    await _text(sandbox, "echo b >f; echo b >/dev/shm/f")
+    (child,) = await sandbox.fork()
+    async with child:
+        assert await _text(child, "cat f /dev/shm/f") == "b\nb"
+        (grandchild,) = await child.fork()
+        async with grandchild:
+            assert await _text(grandchild, "cat f /dev/shm/f") == "b\nb"
+    await sandbox.hibernate()
+    assert await _text(sandbox, "cat f /dev/shm/f") == "b\nb"
     await sandbox.kill()
 
 

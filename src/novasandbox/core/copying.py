@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from novasandbox.core import layers, provider_choice, registry, snapshots
-from novasandbox.core.ground import Ground
+from novasandbox.core.ground import MEMORY_KIND, Ground
 from novasandbox.core.hypervisor import MEMORY, STATE, Machine, MachineSpec
 from novasandbox.core.preparation import Prepared, stand_on
 from novasandbox.core.registry import Record
@@ -71,7 +71,7 @@ async def with_memory(ground: Ground, folder: Path) -> Ground:
     async def build(place: Path) -> None:
         memory.rename(place / MEMORY)
 
-    artifact = await Store().obtain("memory", {"id": secrets.token_hex(16)}, build)
+    artifact = await Store().obtain(MEMORY_KIND, {"id": secrets.token_hex(16)}, build)
     return replace(ground, memory=f"{artifact.key}/{MEMORY}")
 
 

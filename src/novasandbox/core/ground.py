@@ -13,6 +13,9 @@ from typing import Any
 
 from novasandbox.core.home import home
 
+MEMORY_KIND = "memory"
+"""The kind of an artifact that holds the memory of a sandbox that was booted."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ground:
@@ -47,6 +50,12 @@ class Ground:
     def own_layers(self) -> tuple[str, ...]:
         """The ids of the layers that are no template's."""
         return tuple(each for each in self.layers if "/" not in each)
+
+    @property
+    def own_memory(self) -> str | None:
+        """The artifact of its memory, where that is no template's."""
+        key = key_of(self.memory) if self.memory else ""
+        return key if key.startswith(f"{MEMORY_KIND}-") else None
 
     def with_layer(self, layer: str) -> Ground:
         """The same with one more layer on top."""

@@ -256,9 +256,20 @@ def bury(record: Record, state: SandboxState, reason: str, *, expired: bool = Fa
             path.unlink(missing_ok=True)
     shutil.rmtree(record.directory, ignore_errors=True)
     ground = Ground.load(record.ground)
-    if ground is not None and ground.own_layers:
-        layers.sweep(used_layers(), ground.own_layers)
+    if ground is not None:
+        _let_go_of(ground)
     return ended
+
+
+def _let_go_of(ground: Ground) -> None:
+    """Remove what an ended sandbox or a removed snapshot stood on, where it was the last."""
+    if ground.own_layers:
+        layers.sweep(used_layers(), ground.own_layers)
+    memory = ground.own_memory
+    if memory is not None and memory not in used_artifacts():
+        from novasandbox.images.store import Store
+
+        Store().remove(memory)
 
 
 def used_layers() -> set[str]:
@@ -285,7 +296,7 @@ def remove_snapshot(id_or_name: str) -> None:
     with _lock():
         kept = snapshots.find(id_or_name)
         snapshots.discard(kept)
-        layers.sweep(used_layers(), kept.ground.own_layers)
+        _let_go_of(kept.ground)
 
 
 def collect_leftovers() -> list[Record]:
