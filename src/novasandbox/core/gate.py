@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 from novasandbox.core import sockets
 from novasandbox.core.exhaustion import host_limits
 from novasandbox.core.forwarded import Forwarded
+from novasandbox.core.hypervisor import SandboxState
+from novasandbox.core.sleeping import asleep_error
 from novasandbox.errors import InvalidRequest, NovaError, OperationFailed
 from novasandbox.guest.frames import (
     Fields,
@@ -120,9 +122,9 @@ class _Client(asyncio.Protocol):
             2 * stream.window for stream in self._streams.values()
         )
 
-    def fail(self, stream: int, error: BaseException) -> None:
-        """End one stream with an error of the holder's."""
-        body = errno.EIO.to_bytes(4, "little")
+    def fail(self, stream: int, error: BaseException, status: int = errno.EIO) -> None:
+        """End one stream with an error of the holder's. status: EAGAIN: it was never run."""
+        body = status.to_bytes(4, "little")
         body += encode_fields([(Tag.FAILURE, failure_text(error))])
         self.write(encode(Frame.REPLY, stream, body))
 
@@ -190,6 +192,10 @@ class _Client(asyncio.Protocol):
     def _forward(self, message: Message, op: int, fields: Fields) -> None:
         channel = self._holder.channel
         assert channel is not None  # The gate opens after the guest has answered.
+        if self._holder.state is SandboxState.HIBERNATED:
+            # It is another holder's to wake; who asks finds him when this gate is closed.
+            self.fail(message.stream, asleep_error(self._holder.id), errno.EAGAIN)
+            return
         try:
             number = channel.reserve()
         except NovaError as error:

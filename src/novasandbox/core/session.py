@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import errno
 import functools
 import json
 import os
@@ -113,14 +114,14 @@ class RemoteChannel(Channel):
 
     def lost(self, link: Link, error: BaseException | None) -> None:
         """A sandbox that was put to sleep is no loss: the next request has it woken."""
-        if isinstance(error, IllegalTransition) and error.current is SandboxState.HIBERNATED:
+        if isinstance(error, IllegalTransition) and _is_asleep(error):
             self.fall_asleep(error)
         else:
             super().lost(link, error)
 
     def fall_asleep(self, reason: NovaError) -> None:
         """The sandbox was put to sleep."""
-        self.doze(reason, self._rouse_it)
+        self.doze(reason, self._rouse_it, self._unsent)
 
     async def _rouse_it(self) -> None:
         if self.wake is not None:
@@ -137,7 +138,13 @@ class RemoteChannel(Channel):
             failure = Fields.decode(message.payload[4:]).get(Tag.FAILURE)
             stream = self.stream(message.stream)
             if failure and stream is not None:
-                stream.fail(_failure(failure))
+                error = _failure(failure)
+                if _is_asleep(error) and message.payload[:4] == errno.EAGAIN.to_bytes(4, "little"):
+                    # It was never run, and is sent again to whoever holds the sandbox next.
+                    self._unsent.add(stream.id)
+                    self.fall_asleep(error)
+                else:
+                    stream.fail(error)
                 return
         super().received(message)
 
@@ -209,6 +216,10 @@ class RemoteSession(Session):
 
     async def close(self) -> None:
         await self.channel.close()
+
+
+def _is_asleep(error: BaseException | None) -> bool:
+    return isinstance(error, IllegalTransition) and error.current is SandboxState.HIBERNATED
 
 
 async def _wake(identity: str) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Container
 from typing import Protocol
 
 from novasandbox.errors import GuestUnreachable, InvalidRequest, NovaError
@@ -116,17 +116,29 @@ class Channel:
         self._holder = holder
         self._takeover = True
 
-    def doze(self, reason: NovaError, rouse: Callable[[], Awaitable[None]]) -> None:
+    def doze(
+        self,
+        reason: NovaError,
+        rouse: Callable[[], Awaitable[None]],
+        waiting: Container[int] = (),
+    ) -> None:
         """The guest sleeps: streams end with `reason`, and the next request rouses it.
 
-        rouse: does so, and has the connection open when it returns.
+        rouse: does so, and has the connection open when it returns. waiting: streams that the
+        guest never heard of: they rouse it.
         """
+        kept = {number: each for number, each in self._streams.items() if number in waiting}
+        for number in kept:
+            del self._streams[number]
         link, self._link = self._link, None
         self._farewells.clear()
         if link is not None:
             link.abort()
         self._fail_streams(reason)
         self._rouse = rouse
+        if kept:
+            self._streams |= kept
+            self._begin_rousing()
 
     def _fail_streams(self, error: BaseException) -> None:
         streams, self._streams = list(self._streams.values()), {}
@@ -145,6 +157,14 @@ class Channel:
         self._rouse = None
         if self._link is not None and self._link.is_holding:
             self._link.release()
+
+    def _begin_rousing(self) -> None:
+        rouse, self._rouse = self._rouse, None
+        assert rouse is not None
+        # What the rousing itself asks of the guest comes before what is waiting for it.
+        self._early = list(range(self._next, self._next + _EARLY))
+        self._next += _EARLY
+        self._reconnecting = asyncio.create_task(self._awaken(rouse))
 
     async def _awaken(self, rouse: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -300,11 +320,7 @@ class Channel:
         if self.refusal is not None:
             raise self.refusal.with_traceback(None)
         if self._rouse is not None:
-            rouse, self._rouse = self._rouse, None
-            # What the rousing itself asks of the guest comes before what is waiting for it.
-            self._early = list(range(self._next, self._next + _EARLY))
-            self._next += _EARLY
-            self._reconnecting = asyncio.create_task(self._awaken(rouse))
+            self._begin_rousing()
         elif self._early and asyncio.current_task() is self._reconnecting:
             return self._early.pop(0)
         while self._next in self._streams:  # Adopted, and from an earlier holder.
