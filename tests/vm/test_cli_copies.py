@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import elsewhere
 from command_line import NOVA, Terminal, nova, results
 from waiting import is_gone
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("own_home")]
 
 SNAPSHOT_KEYS = {"id", "name", "parent", "sandbox", "template", "created", "size"}
 # A program that makes a sandbox of its own, says its id, and waits for the end of its input.
@@ -38,18 +35,6 @@ async def main():
         await sandbox.kill()
 asyncio.run(main())
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_home(nova_home: Path) -> Iterator[Path]:
-    """A data directory of these tests' own, since they end all that is in it."""
-    folder = Path(tempfile.mkdtemp(prefix="nova-"))
-    (folder / "images").symlink_to((nova_home / "images").resolve())
-    os.environ["NOVA_HOME"] = str(folder)
-    yield folder
-    elsewhere.end_keeper(folder)
-    os.environ["NOVA_HOME"] = str(nova_home)
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import time
 from collections.abc import AsyncIterator
 
@@ -65,6 +66,9 @@ while True:
 @pytest.fixture
 async def context(sandbox: Sandbox) -> AsyncIterator[Context]:
     """A context of the test's own in the shared sandbox."""
+    # Another test may have filled the shared sandbox's memory, at the interpreter's cost.
+    with contextlib.suppress(ContextLost):
+        await sandbox.run_code("")
     own = await sandbox.contexts.create()
     yield own
     await sandbox.contexts.remove(own)

@@ -14,7 +14,7 @@ import elsewhere
 from novasandbox.core.hypervisor import SandboxState
 from novasandbox.sync import Sandbox
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("own_home")]
 
 
 def text(sandbox: Sandbox, command: str = "cat f") -> str:
@@ -59,7 +59,7 @@ def test_a_sandbox_is_copied_put_back_and_put_to_sleep(qemu: str) -> None:
 
 
 def test_what_sleeps_outlives_the_program_and_what_was_woken_or_forked_does_not(
-    nova_home: Path, qemu: str
+    own_home: Path, qemu: str
 ) -> None:
     identity = program(
         "box = Sandbox.create(timeout=600)\n"
@@ -79,10 +79,10 @@ def test_what_sleeps_outlives_the_program_and_what_was_woken_or_forked_does_not(
     assert Sandbox.list()[0].state is SandboxState.HIBERNATED
     # Whoever wakes it holds it, and it ends with him.
     program("Sandbox.connect(sys.argv[1])", identity)
-    assert identity not in elsewhere.living(nova_home)
+    assert identity not in elsewhere.living(own_home)
 
 
-def test_ctrl_c_while_it_is_woken_lets_it_sleep_on(nova_home: Path, qemu: str) -> None:
+def test_ctrl_c_while_it_is_woken_lets_it_sleep_on(own_home: Path, qemu: str) -> None:
     with Sandbox.create(timeout=600) as sandbox:
         sandbox.exec("echo kept >f", check=True)
         sandbox.hibernate()
@@ -112,6 +112,6 @@ def test_ctrl_c_while_it_is_woken_lets_it_sleep_on(nova_home: Path, qemu: str) -
         assert text(awake) == "kept"
         awake.kill()
     deadline = time.monotonic() + 10
-    while identity in elsewhere.living(nova_home):
+    while identity in elsewhere.living(own_home):
         Sandbox.list()
         assert time.monotonic() < deadline

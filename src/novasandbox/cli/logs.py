@@ -49,6 +49,9 @@ def logs_command(box: str, follow: bool, only: str | None, as_json: bool, quiet:
                 if as_json and not follow:
                     print_json({"id": sandbox.id, **found})
                     return 0
+                if follow:
+                    # The rest of a line comes with the next look.
+                    found = {kind: text[: text.rfind("\n") + 1] for kind, text in found.items()}
                 for kind in kinds:
                     _tell(kind, news(told[kind], found[kind]), as_json)
                 told = found
