@@ -13,6 +13,7 @@ import pytest
 
 from novasandbox.core import sockets, verbs
 from novasandbox.core.gate import Gate
+from novasandbox.core.hypervisor import SandboxState
 from novasandbox.core.session import RemoteChannel, call
 from novasandbox.errors import (
     GuestUnreachable,
@@ -39,6 +40,7 @@ class Held:
     channel: Channel
     id: str = "0123456789ab"
     failure: NovaError | None = None
+    state: SandboxState = SandboxState.RUNNING
 
 
 class Door:
