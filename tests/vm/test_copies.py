@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import os
@@ -17,7 +18,8 @@ import pytest
 
 import elsewhere
 from novasandbox import Sandbox, SandboxState
-from novasandbox.core import copying, registry, snapshots
+from novasandbox.core import copying, layers, registry, snapshots
+from novasandbox.core.cleaning import clean
 from novasandbox.core.ground import Ground, layers_dir, objects
 from novasandbox.core.home import home
 from novasandbox.core.hypervisor import STATE, OnTimeout
@@ -27,6 +29,7 @@ from novasandbox.errors import (
     InvalidConfig,
     InvalidRequest,
     NameTaken,
+    NovaError,
     OperationFailed,
     SandboxNotFound,
     SnapshotInvalid,
@@ -444,6 +447,83 @@ async def test_an_owner_killed_in_the_middle_leaves_the_older_state(
             await until(lambda rec=record: all(map(is_gone, elsewhere.pids(rec))), within=10)
             await asyncio.to_thread(registry.collect_leftovers)
         assert identity not in elsewhere.living(nova_home)
+
+
+@pytest.mark.parametrize("verb", ["snapshot", "fork", "hibernate", "pause"])
+async def test_a_call_cancelled_at_any_moment_leaves_it_whole(
+    own_sandbox: Sandbox, nova_home: Path, verb: str
+) -> None:
+    living = elsewhere.living(nova_home)
+    for turn in range(8):
+        await _text(own_sandbox, f"echo {turn} >>f; sync; echo {turn} >>/dev/shm/f")
+        call = asyncio.create_task(getattr(own_sandbox, verb)())
+        await asyncio.sleep(0.012 * turn)
+        call.cancel()
+        await asyncio.wait((call,))
+        if not call.cancelled() and call.exception() is None and verb == "fork":
+            for child in call.result():
+                await child.kill()
+        if own_sandbox.state is SandboxState.PAUSED:
+            await own_sandbox.resume()
+        lines = "".join(f"{each}\n" for each in range(turn + 1))
+        assert (
+            await _text(own_sandbox, "cat f; echo; cat /dev/shm/f") == f"{lines}\n{lines}".strip()
+        )
+        assert elsewhere.living(nova_home) == living
+    for each in await Sandbox.snapshots():
+        await Sandbox.remove_snapshot(each.id)
+
+
+async def test_one_that_is_killed_while_it_falls_asleep_says_so(qemu: str) -> None:
+    for delay in (0.0, 0.02, 0.05):
+        sandbox = await Sandbox.create(timeout=600)
+        falling = asyncio.create_task(sandbox.hibernate())
+        await asyncio.sleep(delay)
+        await sandbox.kill()
+        with contextlib.suppress(NovaError):
+            await falling
+        with pytest.raises(NovaError):
+            await Sandbox.connect(sandbox.id)
+
+
+async def test_a_snapshot_that_is_removed_meanwhile_is_whole_or_refused(
+    own_sandbox: Sandbox,
+) -> None:
+    await _text(own_sandbox, "echo kept >f; sync")
+    for delay in (0.0, 0.01, 0.03, 0.06):
+        taken = await own_sandbox.snapshot()
+
+        async def create(identity: str = taken.id) -> Sandbox:
+            return await Sandbox.create(snapshot=identity)
+
+        making = asyncio.create_task(create())
+        await asyncio.sleep(delay)
+        await Sandbox.remove_snapshot(taken.id)
+        try:
+            made = await making
+        except (InvalidRequest, SnapshotInvalid):
+            continue
+        await made.hibernate()
+        assert await _text(made, "cat f") == "kept"
+        await made.kill()
+
+
+async def test_what_a_killed_process_was_saving_is_collected(
+    own_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    abandoned = snapshots.new_folder()
+    (abandoned / STATE).write_bytes(b"half")
+    orphan = layers_dir() / "0123456789abcdef.qcow2"
+    orphan.write_bytes(b"nobody's")
+    long_ago = time.time() - 7200
+    os.utime(abandoned, (long_ago, long_ago))
+    assert not [path for path in (await clean()).files if str(abandoned) != path]
+    assert not abandoned.exists()
+    # Its inode is young: its record may be on its way.
+    assert orphan.exists()
+    monkeypatch.setattr(layers, "_YOUNG", 0.0)
+    await clean()
+    assert not orphan.exists()
 
 
 async def test_a_damaged_sleeper_says_so_and_can_be_removed(nova_home: Path, qemu: str) -> None:

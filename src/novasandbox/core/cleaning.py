@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from novasandbox.core import registry
+from novasandbox.core import layers, registry, snapshots
 from novasandbox.core.home import home, run_dir
 
 # What `atomic` makes beside a file until it takes its place.
@@ -46,6 +46,8 @@ def _clean() -> Cleaned:
     half_built = {path: tree_size(path) for path in (store.root / "tmp").iterdir()}
     store.collect()
     gone = {path: size for path, size in half_built.items() if not path.exists()}
+    gone |= dict.fromkeys(snapshots.collect(), 0)
+    freed = layers.sweep(registry.used_layers())
     for path in _half_written():
         with contextlib.suppress(FileNotFoundError):
             size = path.lstat().st_size
@@ -56,7 +58,7 @@ def _clean() -> Cleaned:
     return Cleaned(
         sandboxes=tuple(record.id for record in ended),
         files=tuple(str(path) for path in gone),
-        bytes=sum(gone.values()),
+        bytes=sum(gone.values()) + freed,
     )
 
 

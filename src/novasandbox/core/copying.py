@@ -25,6 +25,7 @@ from novasandbox.core.preparation import Prepared, stand_on
 from novasandbox.core.registry import Record
 from novasandbox.core.snapshots import Kept, Snapshot
 from novasandbox.core.template_snapshot import Origin
+from novasandbox.core.whole import whole
 from novasandbox.errors import SnapshotInvalid
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ async def take(holder: Holder, folder: Path) -> Ground:
     """
     async with holder.still() as machine:
         await machine.save(folder)
-        ground = await _freeze(holder, machine)
+        # A layer that is written and that no record names would be lost.
+        ground = await whole(_freeze(holder, machine))
     return await with_memory(ground, folder)
 
 
@@ -51,7 +53,7 @@ async def _freeze(holder: Holder, machine: Machine) -> Ground:
     try:
         await machine.freeze_disk(top)
     except BaseException:
-        layers.sweep((), (layer,))
+        layers.sweep(registry.used_layers(), (layer,))
         raise
     ground = ground.with_layer(layer)
     holder.record = registry.change(record, ground=ground.as_data(), disk=top.stem)

@@ -20,6 +20,7 @@ from novasandbox.core import (
     template_snapshot,
 )
 from novasandbox.core.exhaustion import host_limits
+from novasandbox.core.ground import Ground
 from novasandbox.core.holder import Holder
 from novasandbox.core.hypervisor import BaseHypervisor, SandboxConfig, SandboxState
 from novasandbox.core.making import Made
@@ -27,7 +28,8 @@ from novasandbox.core.owner import Owner
 from novasandbox.core.preparation import Prepared, prepare
 from novasandbox.core.registry import Record
 from novasandbox.core.template_snapshot import Origin
-from novasandbox.errors import InvalidConfig, VmmCrashed
+from novasandbox.core.whole import whole
+from novasandbox.errors import InvalidConfig, SnapshotInvalid, VmmCrashed
 from novasandbox.guest.client import Guest
 
 
@@ -84,9 +86,16 @@ async def copy(
     env: instead of the other's, where it has any. Raises as `create` does.
     """
     provider = provider_choice.load(provider_name)
-    holder = await _recorded(config, provider, origin=came_from)
+    # From here on nobody removes what it stands on.
+    holder = await _recorded(config, provider, origin=came_from, ground=origin.ground)
     async with holder.abandoned_on_failure():
-        holder.has(await making.copy(provider, holder.place(config), prepared, origin))
+        try:
+            made = await making.copy(provider, holder.place(config), prepared, origin)
+        except FileNotFoundError as error:
+            raise SnapshotInvalid(
+                "what the sandbox was to be copied from was removed meanwhile", why=str(error)
+            ) from error
+        holder.has(made)
         await holder.settle(config, None, env)
     return holder
 
@@ -100,19 +109,32 @@ async def fork(parent: Holder, count: int) -> list[Holder]:
     provider, origin = str(parent.record.provider), parent.record.origin
     with host_limits():
         async with copying.moment(parent) as (prepared, saved):
-            making_them = [
-                copy(config, provider, prepared, saved, came_from=origin) for _ in range(count)
+            tasks = [
+                asyncio.create_task(copy(config, provider, prepared, saved, came_from=origin))
+                for _ in range(count)
             ]
-            results = await asyncio.gather(*making_them, return_exceptions=True)
-        children = [each for each in results if not isinstance(each, BaseException)]
-        failures = [each for each in results if isinstance(each, BaseException)]
-        if failures:
-            await asyncio.gather(*(child.kill() for child in children))
-            raise failures[0]
+            children = await _all_or_none(tasks)
     for child in children:
         if parent.on_child is not None:
             parent.on_child(child)
     return children
+
+
+async def _all_or_none(tasks: list[asyncio.Task[Holder]]) -> list[Holder]:
+    """What all tasks give; where one fails, or the caller is cancelled, nothing is left of any."""
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        return [task.result() for task in tasks]
+    except BaseException:
+        await whole(_undo(tasks))
+        raise
+
+
+async def _undo(tasks: list[asyncio.Task[Holder]]) -> None:
+    for task in tasks:
+        task.cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.gather(*(each.kill() for each in results if isinstance(each, Holder)))
 
 
 async def adopt(record: Record) -> Holder:
@@ -166,8 +188,10 @@ async def wake(identity: str, holder: Holder | None = None) -> Holder | None:
                 try:
                     await _awaken(holder, slept, prepared, origin)
                 except BaseException:
-                    await asyncio.shield(asyncio.ensure_future(holder.sleep_on(slept)))
+                    await whole(holder.sleep_on(slept))
                     raise
+            # It is awake, and what woke it is of no use any more.
+            await whole(asyncio.to_thread(sleeping.forget, slept))
     holder.note("woken")
     return holder
 
@@ -208,7 +232,7 @@ async def _awaken(holder: Holder, slept: Record, prepared: Prepared, origin: Ori
     if slept.config.get("detach"):
         made.machine.outlive_owner()
     await holder.serve()
-    # The moment at which it is awake.
+    # The moment at which it is awake: nothing after it may fail.
     holder.record = registry.change(
         holder.record,
         state=SandboxState.PAUSED if is_paused else SandboxState.RUNNING,
@@ -218,7 +242,6 @@ async def _awaken(holder: Holder, slept: Record, prepared: Prepared, origin: Ori
         asleep=None,
     )
     holder.watch_time()
-    await asyncio.to_thread(sleeping.forget, slept)
 
 
 async def _recorded(
@@ -226,9 +249,11 @@ async def _recorded(
     provider: BaseHypervisor,
     *,
     origin: str | None = None,
+    ground: Ground | None = None,
     template: str | None = None,
 ) -> Holder:
-    record = await _new_record(config, provider=provider.name, origin=origin)
+    stands_on = None if ground is None else ground.as_data()
+    record = await _new_record(config, provider=provider.name, origin=origin, ground=stands_on)
     holder = Holder(record)
     holder.note("created", template=template, snapshot=origin)
     return holder

@@ -29,12 +29,15 @@ from novasandbox.core.hypervisor import (
 from novasandbox.core.making import Made, Place
 from novasandbox.core.ports import Ports
 from novasandbox.core.registry import Record
+from novasandbox.core.whole import whole
 from novasandbox.errors import (
     GuestUnreachable,
     IllegalTransition,
     NovaError,
+    OperationFailed,
     SandboxExpired,
     SandboxFailed,
+    VmmCrashed,
 )
 from novasandbox.guest.channel import Channel
 from novasandbox.guest.client import Guest
@@ -96,6 +99,9 @@ class Holder:
         The next request through this process wakes it. briefly: this process wakes it at once,
         and the doors stay open.
         """
+        await whole(self._fall_asleep(reason, briefly))
+
+    async def _fall_asleep(self, reason: NovaError, briefly: bool) -> None:
         await self._close_ports()
         # Before the machine ends, which is no loss now.
         assert self.channel is not None
@@ -248,12 +254,15 @@ class Holder:
         """Stop the vCPUs. Raises IllegalTransition unless it runs."""
         async with self.moving:
             self._require(SandboxState.RUNNING, verb="pause")
-            await self.stand_still()
-            try:
-                self.become(SandboxState.PAUSED)
-            except BaseException:
-                await self._go_on()
-                raise
+            await whole(self._pause())
+
+    async def _pause(self) -> None:
+        await self.stand_still()
+        try:
+            self.become(SandboxState.PAUSED)
+        except BaseException:
+            await self._go_on()
+            raise
 
     async def _go_on(self) -> None:
         assert self._machine is not None
@@ -353,15 +362,21 @@ class Holder:
                 yield machine
                 return
             async with channel.held(_BARRIER_DEADLINE):
-                await machine.pause()
                 try:
+                    await machine.pause()
                     yield machine
+                except (OSError, OperationFailed, VmmCrashed):
+                    # Where it was ended meanwhile, that is why.
+                    if self._failure is not None:
+                        raise self._failure from None
+                    raise
                 finally:
-                    if self._machine is machine:
-                        await machine.resume()
+                    if self._machine is machine and self._failure is None:
+                        await whole(machine.resume())
             if self._machine is machine:
-                # It has missed that time.
-                await Guest(channel, self.id).set_clock()
+                # It has missed that time. What was done is done, whether it answers or not.
+                with contextlib.suppress(NovaError):
+                    await Guest(channel, self.id).set_clock()
 
     def _runs(self) -> bool:
         return self.record.state is SandboxState.RUNNING

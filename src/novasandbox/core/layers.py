@@ -58,9 +58,13 @@ def check(layer: str) -> Path:
     path = layer_path(layer)
     if "/" in layer:
         return path  # Of an artifact, which the store has checked.
-    known = read_json(path.with_suffix(".json")) or {}
+    known = read_json(path.with_suffix(".json"))
     try:
         current = stamp(path)
+        if known is None:
+            # Its maker died, or the disk was full, before he could note it down.
+            settle(layer)
+            return path
         if known.get("stamp") == current:
             return path
         if known.get("hash") == content_hash(path):

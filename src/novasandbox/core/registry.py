@@ -307,6 +307,8 @@ def collect_leftovers() -> list[Record]:
     collected = []
     with _lock():
         for record in records():
+            if record.state is SandboxState.HIBERNATED:
+                _end_machine_of_sleeper(record)
             if not is_leftover(record):
                 continue
             machine = Owner.load(record.machine)
@@ -319,7 +321,18 @@ def collect_leftovers() -> list[Record]:
                 reason = "the process that held it died"
                 collected.append(bury(record, SandboxState.FAILED, reason))
         _remove_strays()
+        if collected:
+            snapshots.collect()
+            layers.sweep(used_layers())
     return collected
+
+
+def _end_machine_of_sleeper(record: Record) -> None:
+    """Whoever put it to sleep may have died before he could end its machine."""
+    machine = Owner.load(record.machine)
+    if machine is not None and not (record.owner and record.owner.alive):
+        machine.kill()
+        save(replace(record, machine=None))
 
 
 def end_unheld(identity: str) -> None:

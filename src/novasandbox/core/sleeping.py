@@ -73,9 +73,7 @@ async def go_back(holder: Holder, kept: Kept) -> None:
         disk = holder.record.directory / f"{layer}.qcow2"
         try:
             folder.mkdir(mode=0o700)
-            await asyncio.to_thread(os.link, kept.folder / STATE, folder / STATE)
-            if not disk.exists():
-                await asyncio.to_thread(os.link, layer_path(layer), disk)
+            await asyncio.to_thread(_link_saved, kept, folder, layer, disk)
             ground = replace(kept.ground, layers=tuple(below))
             remaining = _remaining(holder.record)
             await _lie_down(
@@ -85,6 +83,15 @@ async def go_back(holder: Holder, kept: Kept) -> None:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
             raise
         await holder.fall_asleep(asleep_error(holder.id), briefly=True)
+
+
+def _link_saved(kept: Kept, folder: Path, layer: str, disk: Path) -> None:
+    try:
+        os.link(kept.folder / STATE, folder / STATE)
+        if not disk.exists():
+            os.link(layer_path(layer), disk)
+    except FileNotFoundError as error:
+        raise SnapshotInvalid("the snapshot was removed meanwhile", why=str(error)) from error
 
 
 def asleep_error(identity: str) -> IllegalTransition:

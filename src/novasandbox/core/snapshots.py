@@ -9,10 +9,12 @@ as long as it is.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +27,8 @@ from novasandbox.errors import InvalidRequest, NameTaken, NovaError, SnapshotInv
 
 _RECORD = "snapshot.json"
 _FORMAT = 1
+# Saving takes seconds, making children from what was saved a little more.
+_ABANDONED = 3600.0
 KIND = "saved"
 
 
@@ -116,6 +120,17 @@ def keep(folder: Path, kept: Kept) -> Kept:
     folder.rename(kept.folder)
     _sync(kept.folder.parent)
     return kept
+
+
+def collect() -> list[Path]:
+    """Remove what was being saved by a process that died; gives the folders."""
+    gone = []
+    for path in snapshots_dir().glob(".*"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(path, ignore_errors=True)
+                gone.append(path)
+    return gone
 
 
 def check_name(name: str | None) -> None:
