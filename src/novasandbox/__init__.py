@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from novasandbox.core.hypervisor import BaseHypervisor as BaseHypervisor
     from novasandbox.core.hypervisor import SandboxConfig as SandboxConfig
     from novasandbox.core.hypervisor import SandboxState as SandboxState
+    from novasandbox.core.info import Logs as Logs
+    from novasandbox.core.info import Metrics as Metrics
+    from novasandbox.core.info import SandboxInfo as SandboxInfo
     from novasandbox.core.oneshot import run as run
     from novasandbox.core.oneshot import run_async as run_async
-    from novasandbox.core.sandbox import Logs as Logs
-    from novasandbox.core.sandbox import Metrics as Metrics
     from novasandbox.core.sandbox import Sandbox as Sandbox
-    from novasandbox.core.sandbox import SandboxInfo as SandboxInfo
     from novasandbox.core.template_manager import TemplateManager as TemplateManager
     from novasandbox.errors import NovaError as NovaError
     from novasandbox.guest.contexts import Context as Context
@@ -58,9 +58,9 @@ _HOMES = {
     "ExecResult": "guest.process",
     "FileEvent": "guest.files",
     "FileInfo": "guest.files",
-    "Logs": "core.sandbox",
+    "Logs": "core.info",
     "Lost": "guest.files",
-    "Metrics": "core.sandbox",
+    "Metrics": "core.info",
     "NovaError": "errors",
     "Output": "guest.process",
     "Process": "guest.process",
@@ -69,7 +69,7 @@ _HOMES = {
     "Refused": "guest.transfer",
     "Sandbox": "core.sandbox",
     "SandboxConfig": "core.hypervisor",
-    "SandboxInfo": "core.sandbox",
+    "SandboxInfo": "core.info",
     "SandboxState": "core.hypervisor",
     "TemplateManager": "core.template_manager",
     "doctor": "core.doctor",

@@ -12,7 +12,7 @@ from novasandbox.cli import options, run
 from novasandbox.cli.files import Place, place
 from novasandbox.cli.sandboxes import labels, start_command
 from novasandbox.core.hypervisor import SandboxConfig
-from novasandbox.core.sandbox import _settled
+from novasandbox.core.reaching import settled
 
 
 @pytest.mark.parametrize(
@@ -162,10 +162,10 @@ def test_what_depends_on_this_process_is_settled_before_the_keeper_is_asked(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NOVA_PROVIDER", "qemu")
     monkeypatch.delenv("NOVA_KERNEL", raising=False)
-    settled = _settled(SandboxConfig(template="./own.json", kernel="vmlinux", env={"A": "1"}))
-    assert settled["template"] == str(tmp_path / "own.json")
-    assert settled["kernel"] == str(tmp_path / "vmlinux")
-    assert (settled["provider"], settled["env"]) == ("qemu", {"A": "1"})
+    told = settled(SandboxConfig(template="./own.json", kernel="vmlinux", env={"A": "1"}))
+    assert told["template"] == str(tmp_path / "own.json")
+    assert told["kernel"] == str(tmp_path / "vmlinux")
+    assert (told["provider"], told["env"]) == ("qemu", {"A": "1"})
     monkeypatch.setenv("NOVA_KERNEL", "mine")
-    assert _settled(SandboxConfig())["kernel"] == str(tmp_path / "mine")
-    assert _settled(SandboxConfig(provider="other"))["provider"] == "other"
+    assert settled(SandboxConfig())["kernel"] == str(tmp_path / "mine")
+    assert settled(SandboxConfig(provider="other"))["provider"] == "other"

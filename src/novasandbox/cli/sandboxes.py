@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,8 @@ from novasandbox.cli.output import human_size, human_time, note, print_json, pri
 from novasandbox.errors import NovaError, SandboxFailed, SandboxNotFound
 
 if TYPE_CHECKING:
-    from novasandbox.core.sandbox import Sandbox, SandboxInfo
+    from novasandbox.core.info import SandboxInfo
+    from novasandbox.core.sandbox import Sandbox
 
 
 def info_data(info: SandboxInfo) -> dict[str, Any]:
@@ -158,7 +159,7 @@ def kill_command(boxes: tuple[str, ...], everything: bool, as_json: bool, quiet:
             except (SandboxNotFound, SandboxFailed) as error:
                 if not everything:  # else it ended by itself meanwhile
                     failures.append(error)
-        return _tell(ended, failures, as_json, quiet)
+        return tell("killed", ended, failures, as_json=as_json, quiet=quiet)
 
     return loop.run(work)
 
@@ -178,10 +179,12 @@ async def _kill(box: str) -> str:
     return record.id
 
 
-def _tell(ended: list[str], failures: list[NovaError], as_json: bool, quiet: bool) -> int:
-    """Name all that ended, then fail with the first that could not be ended."""
+def tell(
+    what: str, ended: list[str], failures: Sequence[NovaError], *, as_json: bool, quiet: bool
+) -> int:
+    """Name all that is gone, then fail with the first that is not. what: its name in JSON."""
     if as_json:
-        print_json({"killed": ended})
+        print_json({what: ended})
     elif not quiet:
         for identity in ended:
             print(identity)

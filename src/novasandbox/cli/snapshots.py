@@ -16,7 +16,7 @@ from novasandbox.cli.options import (
     json_option,
     quiet_option,
 )
-from novasandbox.cli.output import human_size, human_time, note, print_json, print_table
+from novasandbox.cli.output import human_size, human_time, print_json, print_table
 from novasandbox.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -138,6 +138,7 @@ def _row(snapshot: Snapshot) -> tuple[str, ...]:
 )
 def rm_command(names: tuple[str, ...], as_json: bool, quiet: bool) -> int:
     """Remove the snapshots of these names or ids; sandboxes that came from them live on."""
+    from novasandbox.cli.sandboxes import tell
     from novasandbox.core import registry, snapshots
 
     removed: list[str] = []
@@ -149,16 +150,7 @@ def rm_command(names: tuple[str, ...], as_json: bool, quiet: bool) -> int:
             removed.append(kept.id)
         except InvalidRequest as error:
             failures.append(error)
-    if as_json:
-        print_json({"removed": removed})
-    elif not quiet:
-        for identity in removed:
-            print(identity)
-    for failure in failures[1:]:
-        note(f"nova: {failure}")
-    if failures:
-        raise failures[0]
-    return 0
+    return tell("removed", removed, failures, as_json=as_json, quiet=quiet)
 
 
 VERBS = {"snapshot": snapshot_group}

@@ -14,7 +14,7 @@ from novasandbox.cli.options import box_argument, json_option, quiet_option
 from novasandbox.cli.output import human_size, human_time, print_json, print_table
 
 if TYPE_CHECKING:
-    from novasandbox.core.sandbox import Metrics
+    from novasandbox.core.info import Metrics
 
 
 @click.command("stats")

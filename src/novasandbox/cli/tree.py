@@ -16,7 +16,7 @@ from novasandbox.cli.output import escaped, human_size, human_time, print_json
 from novasandbox.cli.sandboxes import info_data
 
 if TYPE_CHECKING:
-    from novasandbox.core.sandbox import SandboxInfo
+    from novasandbox.core.info import SandboxInfo
     from novasandbox.core.snapshots import Snapshot
 
 _INDENT = 4  # of a level, as rich draws it

@@ -8,7 +8,6 @@ was written so far becomes a layer that is shared (`core/layers.py`).
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 import shutil
 import time
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from novasandbox.core import layers, provider_choice, registry, snapshots
 from novasandbox.core.ground import MEMORY_KIND, Ground
-from novasandbox.core.hypervisor import MEMORY, STATE, Machine, MachineSpec
+from novasandbox.core.hypervisor import MEMORY, STATE, Machine
 from novasandbox.core.preparation import Prepared, stand_on
 from novasandbox.core.registry import Record
 from novasandbox.core.snapshots import Kept, Snapshot
@@ -174,29 +173,10 @@ def disk_of(record: Record) -> Path:
 
 async def signature(record: Record, ground: Ground) -> dict[str, Any]:
     """What a sandbox's machine depends on (`BaseHypervisor.signature`)."""
-    provider = provider_choice.load(str(record.provider))
+    provider, sizes = provider_choice.load(str(record.provider)), record.settings
     with await asyncio.to_thread(stand_on, ground) as prepared:
-        return dict(
-            await provider.signature(
-                _sizes(record.settings.vcpus, record.settings.memory_mib, prepared)
-            )
-        )
-
-
-def _sizes(vcpus: int, memory_mib: int, prepared: Prepared) -> MachineSpec:
-    nowhere = Path(os.devnull)
-    return MachineSpec(
-        id="",
-        run_dir=nowhere,
-        kernel=prepared.kernel,
-        initramfs=prepared.initramfs,
-        rootfs=prepared.rootfs,
-        scratch_base=prepared.scratch,
-        scratch_mib=0,
-        disk=nowhere,
-        vcpus=vcpus,
-        memory_mib=memory_mib,
-    )
+        found = await provider.signature(prepared.kernel, sizes.vcpus, sizes.memory_mib)
+    return dict(found)
 
 
 async def check_signature(
@@ -205,8 +185,8 @@ async def check_signature(
     """Raise SnapshotInvalid where a saved machine does not fit this host any more."""
     provider = provider_choice.load(provider_name)
     saved = dict(known or {})
-    sizes = int(saved.get("vcpus", 1)), int(saved.get("memory_mib", 0))
-    current = dict(await provider.signature(_sizes(*sizes, prepared)))
+    vcpus, memory_mib = int(saved.get("vcpus", 1)), int(saved.get("memory_mib", 0))
+    current = dict(await provider.signature(prepared.kernel, vcpus, memory_mib))
     differs = sorted(n for n in {*saved, *current} if saved.get(n) != current.get(n))
     if differs:
         raise SnapshotInvalid(

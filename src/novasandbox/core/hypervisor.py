@@ -392,10 +392,10 @@ class BaseHypervisor(abc.ABC):
         """
 
     @abc.abstractmethod
-    async def signature(self, spec: MachineSpec) -> Mapping[str, Any]:
+    async def signature(self, kernel: Path, vcpus: int, memory_mib: int) -> Mapping[str, Any]:
         """What a saved machine depends on, as JSON data: where it differs, it cannot be restored.
 
-        Of `spec` only vcpus, memory_mib and kernel count.
+        memory_mib: MiB. Raises ProviderUnavailable.
         """
 
     @abc.abstractmethod

@@ -5,29 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Generator, Mapping
-from dataclasses import dataclass, field, fields
 from types import TracebackType
 from typing import Any, Self
 
-from novasandbox.core import creation, registry, snapshots
+from novasandbox.core import reaching, registry, snapshots
 from novasandbox.core.events import Event, read_events
-from novasandbox.core.exhaustion import host_limits
 from novasandbox.core.hypervisor import (
-    DEFAULT_TEMPLATE,
     DEFAULT_TIMEOUT,
     OnTimeout,
     SandboxConfig,
     SandboxState,
 )
-from novasandbox.core.keeper import (
-    create_detached,
-    ensure_keeper,
-    take_back,
-    wake_detached,
-)
-from novasandbox.core.making import is_strict
+from novasandbox.core.info import Logs, Metrics, SandboxInfo, info_of
 from novasandbox.core.registry import Record
-from novasandbox.core.session import LocalSession, RemoteSession, Session
+from novasandbox.core.session import RemoteSession, Session
 from novasandbox.core.snapshots import Snapshot
 from novasandbox.errors import (
     GuestUnreachable,
@@ -35,7 +26,7 @@ from novasandbox.errors import (
     SandboxFailed,
     SandboxNotFound,
 )
-from novasandbox.guest.client import Guest, GuestMetrics
+from novasandbox.guest.client import Guest
 from novasandbox.guest.contexts import Context, Contexts
 from novasandbox.guest.files import Files
 from novasandbox.guest.launch import DEFAULT_OUTPUT_LIMIT, Command, Launch, OnLimit, PtySize, argv
@@ -47,53 +38,6 @@ from novasandbox.guest.transfer import Refused, download, upload
 _KILL_DEADLINE = 30.0
 _LOOK_EVERY = 0.05
 _List = list  # `Sandbox.list` hides the built-in inside its class.
-
-
-@dataclass(frozen=True, slots=True)
-class SandboxInfo:
-    """A sandbox at one moment.
-
-    created, deadline: seconds since the epoch; deadline None: no end. env: the names of its
-    environment variables, never their values. ports: guest ports and where they are here.
-    """
-
-    id: str
-    name: str | None
-    state: SandboxState
-    template: str
-    provider: str | None
-    accelerator: str | None
-    vcpus: int
-    memory_mib: int
-    disk_mib: int
-    created: float
-    deadline: float | None
-    detached: bool
-    pid: int | None
-    env: tuple[str, ...] = ()
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    ports: Mapping[int, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Metrics:
-    """What a sandbox uses: `guest`, as seen inside; `machine`, what it costs the host.
-
-    machine holds `cpu_seconds`, `rss_bytes`, `pss_bytes`, `read_bytes`, `written_bytes`;
-    None where the host does not say.
-    """
-
-    guest: GuestMetrics
-    machine: Mapping[str, float | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Logs:
-    """console: the end of what the guest wrote to its console, the agent's words among it.
-    machine: what the hypervisor said."""
-
-    console: str
-    machine: str
 
 
 class _Creating(Awaitable["Sandbox"]):
@@ -121,53 +65,7 @@ class _Creating(Awaitable["Sandbox"]):
 
 
 async def _create(config: SandboxConfig) -> Sandbox:
-    if config.detach:
-        identity = await create_detached(_settled(config))
-        try:
-            return await Sandbox.connect(identity)
-        except BaseException:
-            # Nobody would come to know of it.
-            await asyncio.shield(asyncio.ensure_future(take_back(identity)))
-            raise
-    holder = await creation.create(config)
-    return Sandbox(LocalSession(holder), holder.record)
-
-
-async def _woken(record: Record) -> tuple[Session, Record]:
-    """A way to a hibernated sandbox, which is awake then."""
-    holder = None
-    if record.config.get("detach"):
-        await wake_detached(record.id)
-    else:
-        with host_limits():
-            holder = await creation.wake(record.id)
-    if holder is not None:
-        return LocalSession(holder), holder.record
-    record = await asyncio.to_thread(registry.get, record.id)
-    return await RemoteSession.connect(record), record
-
-
-async def _made(record: Record) -> Record:
-    """The record once the sandbox is no longer being made, or its maker is gone."""
-    while record.state is SandboxState.CREATING and record.owner and record.owner.alive:
-        await asyncio.sleep(_LOOK_EVERY)
-        record = await asyncio.to_thread(registry.get, record.id)
-    return record
-
-
-def _settled(config: SandboxConfig) -> dict[str, Any]:
-    """A configuration as data for the keeper, whose folder and environment are not ours."""
-    settings = {each.name: getattr(config, each.name) for each in fields(config)}
-    settings |= {"env": dict(config.env), "metadata": dict(config.metadata)}
-    kernel = config.kernel or os.environ.get("NOVA_KERNEL")
-    if kernel:
-        settings["kernel"] = os.path.abspath(kernel)
-    if config.template and ("/" in config.template or config.template.endswith(".json")):
-        settings["template"] = os.path.abspath(config.template)
-    settings["strict"] = is_strict(config)
-    if config.provider == "auto":
-        settings["provider"] = os.environ.get("NOVA_PROVIDER") or "auto"
-    return settings
+    return Sandbox(*await reaching.create(config))
 
 
 class Sandbox:
@@ -264,27 +162,7 @@ class Sandbox:
         waited for. Raises SandboxNotFound, GuestUnreachable (the process that holds it does not
         answer), or how it ended (SandboxExpired, SandboxFailed).
         """
-        record = await asyncio.to_thread(registry.find, id_or_name)
-        record = await _made(record)
-        if record.state is SandboxState.HIBERNATED:
-            return cls(*await _woken(record))
-        try:
-            session = await RemoteSession.connect(record)
-        except OSError:
-            await asyncio.to_thread(registry.collect_leftovers)
-            record = await asyncio.to_thread(registry.get, record.id)
-            if record.config.get("detach"):
-                await ensure_keeper(adopt=record.id)
-                record = await asyncio.to_thread(registry.get, record.id)
-            try:
-                session = await RemoteSession.connect(record)
-            except OSError as error:
-                raise GuestUnreachable(
-                    "the process that holds the sandbox does not answer",
-                    why=str(error),
-                    sandbox_id=record.id,
-                ) from error
-        return cls(session, record)
+        return cls(*await reaching.reach(id_or_name))
 
     @staticmethod
     async def list(
@@ -297,7 +175,7 @@ class Sandbox:
         metadata: only those that have all of these labels. state: only those in it.
         """
         await asyncio.to_thread(registry.collect_leftovers)
-        found = [_info(record) for record in await asyncio.to_thread(registry.records)]
+        found = [info_of(record) for record in await asyncio.to_thread(registry.records)]
         wanted = dict(metadata or {}).items()
         return [
             info
@@ -334,7 +212,7 @@ class Sandbox:
 
     async def info(self) -> SandboxInfo:
         """It at this moment. Raises how it ended, when it has."""
-        return _info(self._session.record())
+        return info_of(self._session.record())
 
     # Running things in it.
 
@@ -630,28 +508,3 @@ def _pty(pty: PtySize | bool | tuple[int, int] | None) -> PtySize | None:
     if pty is True:
         return PtySize()
     return pty if isinstance(pty, PtySize) else PtySize(*pty)
-
-
-def _info(record: Record) -> SandboxInfo:
-    config = record.config
-    machine = record.machine or {}
-    return SandboxInfo(
-        id=record.id,
-        name=record.name,
-        state=record.state,
-        template=str(
-            (record.ground or {}).get("template") or config["template"] or DEFAULT_TEMPLATE
-        ),
-        provider=record.provider,
-        accelerator=record.accelerator,
-        vcpus=config["vcpus"],
-        memory_mib=config["memory_mib"],
-        disk_mib=config["disk_mib"],
-        created=record.created,
-        deadline=record.deadline,
-        detached=bool(config.get("detach")),
-        pid=machine.get("pid"),
-        env=tuple(config["env"]),
-        metadata=dict(config["metadata"]),
-        ports={int(p): f"127.0.0.1:{host}" for p, host in record.ports.items()},
-    )

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import secrets
 import shutil
 import time
@@ -20,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from novasandbox.core.atomic import sync_folder
 from novasandbox.core.ground import Ground, layers_dir
 from novasandbox.core.home import home
 from novasandbox.core.hypervisor import STATE, SandboxConfig
@@ -118,7 +118,7 @@ def keep(folder: Path, kept: Kept) -> Kept:
     (folder / _RECORD).write_text(json.dumps(data, indent=1))
     manifest.seal(folder, KIND, kept.id, {})
     folder.rename(kept.folder)
-    _sync(kept.folder.parent)
+    sync_folder(kept.folder.parent)
     return kept
 
 
@@ -212,11 +212,3 @@ def _load(path: Path) -> Kept | None:
         return None if ground is None else Kept(**data, ground=ground)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, NovaError):
         return None
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -103,14 +103,13 @@ async def obtain(
     """
     from novasandbox.images.store import Store
 
-    spec = _spec(prepared, config)
-    made_from = await _made_from(provider, prepared, spec)
+    made_from = await _made_from(provider, prepared, config)
     store = Store()
     key = store.key(KIND, made_from)
     if key in _failed:
         return None
     try:
-        hold = await _hold(store, key, made_from, provider, prepared, spec, progress)
+        hold = await _hold(store, key, made_from, provider, prepared, config, progress)
     except (HostResourceExhausted, InvalidRequest):
         raise
     except (NovaError, OSError) as error:
@@ -131,13 +130,13 @@ async def obtain(
 
 
 async def _made_from(
-    provider: BaseHypervisor, prepared: Prepared, spec: MachineSpec
+    provider: BaseHypervisor, prepared: Prepared, config: SandboxConfig
 ) -> dict[str, Any]:
     return {
         "revision": _REVISION,
         "parts": [prepared.ground.bundle],
         "scratch": prepared.ground.scratch,
-        "machine": dict(await provider.signature(spec)),
+        "machine": dict(await provider.signature(prepared.kernel, config.vcpus, config.memory_mib)),
         "warmth": warmth(prepared.template),
     }
 
@@ -148,20 +147,20 @@ async def _hold(
     made_from: dict[str, Any],
     provider: BaseHypervisor,
     prepared: Prepared,
-    spec: MachineSpec,
+    config: SandboxConfig,
     progress: Progress | None,
 ) -> Hold:
     from novasandbox.images.progress import quiet
 
     async def build(folder: Path) -> None:
-        await _Build(provider, prepared, spec, folder).run()
+        await _Build(provider, prepared, config, folder).run()
 
     while True:
         await store.obtain(
             KIND,
             made_from,
             build,
-            needed=min(spec.memory_mib << 20, _ROOM),
+            needed=min(config.memory_mib << 20, _ROOM),
             progress=progress or quiet,
         )
         try:
@@ -170,41 +169,23 @@ async def _hold(
             continue  # removed in the moment between
 
 
-def _spec(prepared: Prepared, config: SandboxConfig) -> MachineSpec:
-    nowhere = Path("/nonexistent")
-    return MachineSpec(
-        id=f"template-{secrets.token_hex(4)}",
-        run_dir=nowhere,
-        kernel=prepared.kernel,
-        initramfs=prepared.initramfs,
-        rootfs=prepared.rootfs,
-        scratch_base=prepared.scratch,
-        scratch_mib=config.disk_mib,
-        disk=nowhere,
-        vcpus=config.vcpus,
-        memory_mib=config.memory_mib,
-        hold_fds=prepared.hold_fds,
-    )
-
-
 class _Build:
     """Boots, warms and saves one guest into an artifact's folder."""
 
     def __init__(
-        self, provider: BaseHypervisor, prepared: Prepared, spec: MachineSpec, folder: Path
+        self, provider: BaseHypervisor, prepared: Prepared, config: SandboxConfig, folder: Path
     ) -> None:
         self._provider = provider
         self._prepared = prepared
         self._folder = folder
         self._run_dir = folder / "run"
-        self._spec = replace(spec, run_dir=self._run_dir, disk=folder / DISK)
+        self._config = config
 
     async def run(self) -> None:
         self._run_dir.mkdir(mode=0o700)
         owner = owner_descriptor()
         try:
-            spec = replace(self._spec, owner_fd=owner)
-            machine, channel = await boot(self._provider, spec, _channel)
+            machine, channel = await boot(self._provider, self._spec(owner), _channel)
         finally:
             if owner is not None:
                 os.close(owner)
@@ -218,6 +199,23 @@ class _Build:
         from novasandbox.images.tree import remove_tree
 
         await asyncio.to_thread(remove_tree, self._run_dir)
+
+    def _spec(self, owner: int | None) -> MachineSpec:
+        prepared, config = self._prepared, self._config
+        return MachineSpec(
+            id=f"template-{secrets.token_hex(4)}",
+            run_dir=self._run_dir,
+            kernel=prepared.kernel,
+            initramfs=prepared.initramfs,
+            rootfs=prepared.rootfs,
+            scratch_base=prepared.scratch,
+            scratch_mib=config.disk_mib,
+            disk=self._folder / DISK,
+            vcpus=config.vcpus,
+            memory_mib=config.memory_mib,
+            owner_fd=owner,
+            hold_fds=prepared.hold_fds,
+        )
 
 
 async def _give_back(machine: Machine, channel: Channel) -> None:

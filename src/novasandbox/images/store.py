@@ -27,6 +27,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from novasandbox.core.atomic import sync_folder
 from novasandbox.core.home import home
 from novasandbox.errors import HostResourceExhausted
 from novasandbox.images import manifest
@@ -130,7 +131,7 @@ class Store:
                 await build(folder)
                 await in_thread(lambda _: manifest.seal(folder, kind, key, made_from))
                 folder.rename(self._objects / key)
-                _sync(self._objects)
+                sync_folder(self._objects)
         return Artifact(kind, key, self._objects / key, made_from)
 
     async def recall(
@@ -338,11 +339,3 @@ def _write(path: Path, text: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

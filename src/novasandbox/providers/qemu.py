@@ -81,9 +81,9 @@ class QemuHypervisor(BaseHypervisor):
             process = await launch(jail)
         return QemuMachine(spec.run_dir, process, hardware.accelerator, spec.memory_mib)
 
-    async def signature(self, spec: MachineSpec) -> Mapping[str, Any]:
+    async def signature(self, kernel: Path, vcpus: int, memory_mib: int) -> Mapping[str, Any]:
         program = await find_program()
-        hardware = await hardware_for(program, spec.kernel, spec.vcpus, spec.memory_mib)
+        hardware = await hardware_for(program, kernel, vcpus, memory_mib)
         return {
             "provider": self.name,
             "version": program.version,
@@ -92,8 +92,8 @@ class QemuHypervisor(BaseHypervisor):
             "host": host_cpu() if hardware.accelerator != "tcg" else None,
             "cpu": cpu_model(hardware),
             "tsc_khz": hardware.tsc_khz,
-            "vcpus": spec.vcpus,
-            "memory_mib": spec.memory_mib,
+            "vcpus": vcpus,
+            "memory_mib": memory_mib,
         }
 
     async def adopt(self, run_dir: Path, record: Mapping[str, Any]) -> QemuMachine:

@@ -12,7 +12,7 @@ from novasandbox.core import sandbox as core
 from novasandbox.core.background import background
 from novasandbox.core.events import Event
 from novasandbox.core.hypervisor import DEFAULT_TIMEOUT, OnTimeout, SandboxConfig, SandboxState
-from novasandbox.core.sandbox import Logs, Metrics, SandboxInfo
+from novasandbox.core.info import Logs, Metrics, SandboxInfo
 from novasandbox.core.session import LocalSession
 from novasandbox.core.snapshots import Snapshot
 from novasandbox.errors import NovaError
