@@ -29,7 +29,7 @@ def _load_build_module(root: Path) -> ModuleType:
     return module
 
 
-class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg]
+class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg]  # generic for mypy only
     """Compile what is stale before hatchling collects the files."""
 
     PLUGIN_NAME = "custom"

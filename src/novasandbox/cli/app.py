@@ -59,11 +59,11 @@ _EPILOG = "NOVA_HOME, NOVA_PROVIDER, NOVA_KERNEL and NOVA_LOG in the environment
 class Verbs(click.Group):
     """The verbs, each imported when it is called."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  (the base class names it)
         """All verbs, in the order of the help."""
         return list(VERBS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  (the base class names it)
         """Import a verb. None for one that does not exist."""
         if cmd_name not in VERBS:
             return None
@@ -82,7 +82,7 @@ class Verbs(click.Group):
             raise click.UsageError(f"there is no verb {args[0]!r}.{hint}", ctx)
         return super().resolve_command(ctx, args)
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  (the base class names it)
         """Write the verbs by group, from the table alone."""
         for title, verbs in _VERBS.items():
             with formatter.section(title):
@@ -153,9 +153,9 @@ def _open_standard_descriptors() -> None:
             # The lowest free number is taken, which is this one.
             os.open(os.devnull, os.O_RDWR)
     # Open as long as the program runs, as the ones they stand for.
-    sys.stdin = sys.stdin or open(0)  # noqa: SIM115
-    sys.stdout = sys.stdout or open(1, "w")  # noqa: SIM115
-    sys.stderr = sys.stderr or open(2, "w")  # noqa: SIM115
+    sys.stdin = sys.stdin or open(0)  # noqa: SIM115  (open to the end)
+    sys.stdout = sys.stdout or open(1, "w")  # noqa: SIM115  (open to the end)
+    sys.stderr = sys.stderr or open(2, "w")  # noqa: SIM115  (open to the end)
 
 
 def _set_up_logging() -> None:

@@ -256,7 +256,7 @@ class _Client(asyncio.Protocol):
             failure = error
         return b'{"error": ' + failure_text(failure) + b"}"
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  (the base class names it)
         self._clients.discard(self)
         channel = self._holder.channel
         streams, self._streams = list(self._streams.values()), {}

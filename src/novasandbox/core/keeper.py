@@ -254,7 +254,7 @@ class _Caller(asyncio.Protocol):
                 return await asyncio.shield(self._keeper.adoption())
         raise InvalidRequest(f"the keeper knows no verb {name!r}")
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  (the base class names it)
         # A maker that went away takes its half-made sandbox with it.
         for task in self._tasks.values():
             task.cancel()
