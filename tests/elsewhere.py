@@ -23,7 +23,8 @@ async def main():
 """
 
 
-def _program(body: str) -> str:
+def program(body: str) -> str:
+    """A program that runs `body` in a coroutine."""
     return _HEAD + textwrap.indent(textwrap.dedent(body), "    ") + "\nasyncio.run(main())\n"
 
 
@@ -33,7 +34,7 @@ async def started(body: str, *arguments: str) -> AsyncIterator[asyncio.subproces
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
-        _program(body),
+        program(body),
         *arguments,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
@@ -89,3 +90,12 @@ def living(nova_home: Path) -> set[str]:
     if not run.is_dir():
         return set()
     return {name for name in os.listdir(run) if not name.startswith(".")}
+
+
+def descriptors() -> set[str]:
+    """What this process has open, each with what it leads to."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the listing's own
+            found.add(f"{name} {os.readlink(f'/proc/self/fd/{name}')}")
+    return found

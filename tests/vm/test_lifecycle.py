@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 from pathlib import Path
 
 import psutil
@@ -222,6 +223,30 @@ async def test_a_program_that_ends_without_a_word_takes_its_sandbox_along(
     await until(lambda: is_gone(pid), within=SOON)
     await Sandbox.list()
     assert elsewhere.living(nova_home) == before
+
+
+@pytest.mark.parametrize(
+    "end", ["await sandbox.kill()", "await sandbox.hibernate()", "await sandbox.set_timeout(0.01)"]
+)
+async def test_a_program_that_ends_together_with_its_sandbox_leaves_no_handle_open(
+    qemu: str, nova_home: Path, end: str
+) -> None:
+    body = f"""
+        sandbox = await Sandbox.create(timeout=None)
+        {end}
+        while os.path.exists(sys.argv[1] + "/run/" + sandbox.id + "/api.sock"):
+            await asyncio.sleep(0)
+        print(sandbox.id)
+    """
+    program = (sys.executable, "-X", "dev", "-c", elsewhere.program(body), str(nova_home))
+    process = await asyncio.create_subprocess_exec(
+        *program, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    output, complaints = await process.communicate()
+    with contextlib.suppress(SandboxNotFound, SandboxFailed):
+        registry.end_unheld(output.decode().strip())
+    assert "ResourceWarning" not in complaints.decode()
+    assert "destroyed" not in complaints.decode()
 
 
 @pytest.mark.parametrize("moment", ["record", "machine"])

@@ -65,20 +65,29 @@ class Gate:
     async def open(self) -> None:
         """Listen, mode 0600."""
         loop = asyncio.get_running_loop()
-        server = sockets.listen(self._path)
-        self._server = await loop.create_unix_server(self._client, sock=server)
+        listening = sockets.listen(self._path)
+        # Apart, since a caller who is cancelled while it starts must still be able to shut it.
+        self._server = await loop.create_unix_server(
+            self._client, sock=listening, start_serving=False
+        )
+        await self._server.start_serving()
 
     def _client(self) -> _Client:
         return _Client(self._holder, self._clients)
+
+    def shut(self) -> None:
+        """Stop listening. The next holder may listen at once."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+            self._path.unlink(missing_ok=True)
 
     async def close(self, error: BaseException | None) -> None:
         """Stop listening, let calls under way end, and tell every client why.
 
         error: None says nothing, so that clients look for the next holder.
         """
-        if self._server is not None:
-            self._server.close()
-        self._path.unlink(missing_ok=True)
+        self.shut()
         tasks = {task for client in self._clients for task in client.tasks}
         if tasks:
             await asyncio.wait(tasks, timeout=_FAREWELL)

@@ -86,8 +86,9 @@ class Holder:
 
     async def sleep_on(self, slept: Record) -> None:
         """A waking went wrong: what was begun is given back, and the record is as before."""
-        if self._gate is not None:
-            await self._gate.close(None)
+        gate, self._gate = self._gate, None
+        if gate is not None:
+            await gate.close(None)
         await self._close_doors(GuestUnreachable("it was not woken", sandbox_id=self.id))
         await self._drop_machine()
         with contextlib.suppress(OSError):
@@ -113,10 +114,7 @@ class Holder:
             return
         self.record = registry.change(self.record, machine=None, owner=None)
         self.note("hibernated")
-        gate, self._gate = self._gate, None
-        if gate is not None:
-            # Apart, since a call through the gate may wait for this very task.
-            self._closing = asyncio.create_task(gate.close(reason))
+        self._dismiss(reason)
         if self.on_end is not None:
             self.on_end(self)
 
@@ -471,12 +469,18 @@ class Holder:
                 registry.bury, self.record, state, reason, expired=expired
             )
         finally:
-            if self._gate is not None:
-                # Apart, since a call of `kill` through the gate waits for this very task.
-                self._closing = asyncio.create_task(self._gate.close(error))
+            self._dismiss(error)
             self.ended.set()
             if self.on_end is not None:
                 self.on_end(self)
+
+    def _dismiss(self, error: BaseException) -> None:
+        """Close the gate, and tell its clients why."""
+        gate, self._gate = self._gate, None
+        if gate is not None:
+            gate.shut()
+            # Apart, since a call through the gate may wait for this very task.
+            self._closing = asyncio.create_task(gate.close(error))
 
     async def abandon(self, error: BaseException) -> None:
         """Give back what a half-made sandbox holds."""
@@ -507,8 +511,6 @@ class Holder:
             await self.channel.close(error)
 
     async def _drop_machine(self) -> None:
-        if self.channel is not None and self._gate is None:
-            await self.channel.close()
         machine, self._machine = self._machine, None
         if machine is not None:
             await machine.kill()
