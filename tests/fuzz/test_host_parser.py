@@ -191,7 +191,7 @@ async def _accepted(peer: Peer, channel: Channel) -> Connection | None:
 
 def _check_bounds(channel: Channel) -> None:
     if channel._link is not None:
-        assert len(channel._link._parser._buffer) <= 65_536 + 12
+        assert len(channel._link._parser._rest) <= 65_536 + 12
     for stream in channel._streams.values():
         assert isinstance(stream, Stream)
         for output in stream.outputs.values():

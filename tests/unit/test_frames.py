@@ -19,7 +19,6 @@ from novasandbox.guest.frames import (
     Message,
     Parser,
     RecordParser,
-    decode_data,
     decode_offset,
     decode_pair,
     encode,
@@ -41,11 +40,15 @@ def messages(draw: st.DrawFn) -> Message:
     """Any frame that the protocol allows."""
     type_ = draw(st.sampled_from([each for each in Frame if each is not Frame.PAD]))
     stream = 0 if type_ in OF_THE_CONNECTION else draw(U32)
-    return Message(type_, draw(st.integers(0, 2)), stream, draw(st.binary(max_size=300)))
+    is_data = type_ is Frame.DATA
+    payload = draw(st.binary(min_size=int(is_data), max_size=300))
+    return Message(type_, draw(st.integers(0, 2)), stream, payload, draw(U64) if is_data else 0)
 
 
 def wire(message: Message) -> bytes:
     """A message as its bytes."""
+    if message.type is Frame.DATA:
+        return encode_data(message.stream, message.channel, message.offset, message.payload)
     return encode(message.type, message.stream, message.payload, message.channel)
 
 
@@ -102,6 +105,7 @@ def test_a_header_with_a_wrong_byte_is_another_frame_or_an_error(
         ((Frame.REPLY, 0, 1, 1, 4), "reserved"),
         ((Frame.REPLY, 0, 0, 1, MAX_PAYLOAD + 1), "longer than"),
         ((Frame.DATA, 3, 0, 1, 9), "no channel 3"),
+        ((Frame.DATA, 1, 0, 1, 8), "without data"),
         ((Frame.REPLY, 0, 0, 0, 4), "on stream 0"),
         ((Frame.HELLO, 0, 0, 1, 0), "on stream 1"),
     ],
@@ -125,15 +129,15 @@ def test_a_parser_never_holds_more_than_one_frame() -> None:
     frame = encode(Frame.DATA, 1, bytes(MAX_PAYLOAD))
     for _ in range(50):
         assert len(list(parser.feed(frame + frame[:-1]))) == 1
-        assert len(parser._buffer) < len(frame)
+        assert len(parser._rest) < len(frame)
         assert len(list(parser.feed(frame[-1:]))) == 1
-        assert not parser._buffer
+        assert not parser._rest
 
 
 def test_padding_is_skipped_at_once_however_long_it_is() -> None:
     parser = Parser()
     assert list(parser.feed(bytes(HEADER_SIZE + MAX_PAYLOAD))) == []
-    assert not parser._buffer
+    assert not parser._rest
     assert parse([bytes(1_000_000) + encode(Frame.CANCEL, 1)]) == [Message(Frame.CANCEL, 0, 1, b"")]
 
 
@@ -155,7 +159,7 @@ def test_data_end_credit_and_resume_read_back(
     ]
     data, end, credit, resume = parse(frames)
     assert (data.type, data.channel, data.stream) == (Frame.DATA, channel, stream)
-    assert decode_data(data.payload) == (offset, body)
+    assert (data.offset, data.payload) == (offset, body)
     assert decode_offset(end.payload) == offset
     assert decode_pair(credit.payload) == decode_pair(resume.payload) == (offset, offset)
 
@@ -163,7 +167,6 @@ def test_data_end_credit_and_resume_read_back(
 @given(st.binary(max_size=20))
 def test_payloads_of_a_wrong_length_are_frame_errors(payload: bytes) -> None:
     for decode, good in (
-        (decode_data, len(payload) > 8),
         (decode_offset, len(payload) == 8),
         (decode_pair, len(payload) == 16),
     ):

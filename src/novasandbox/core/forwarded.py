@@ -11,7 +11,6 @@ from novasandbox.guest.frames import (
     Fields,
     FrameError,
     Message,
-    decode_data,
     decode_offset,
     decode_pair,
     encode,
@@ -107,7 +106,7 @@ class Forwarded:
         """Pass a frame of the client's on to the guest. Raises FrameError."""
         match message.type:
             case Frame.DATA:
-                offset, data = decode_data(message.payload)
+                offset, data = message.offset, message.payload
                 self._input.append((offset, data))
                 self._send_on(encode_data(self.id, STDIN, offset, data))
             case Frame.END:
@@ -162,7 +161,7 @@ class Forwarded:
     def _take_bytes(self, message: Message) -> None:
         match message.type:
             case Frame.DATA:
-                self._take_data(message.channel, *decode_data(message.payload))
+                self._take_data(message.channel, message.offset, message.payload)
                 return
             case Frame.CREDIT:
                 consumed, _ = decode_pair(message.payload)

@@ -40,12 +40,16 @@ class FrameError(ProtocolViolation):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One frame. `channel` and `stream` are 0 where the frame's type has none."""
+    """One frame. `channel` and `stream` are 0 where the frame's type has none.
+
+    offset: of a DATA frame, where its payload stands in its channel; 0 for others.
+    """
 
     type: Frame
     channel: int
     stream: int
     payload: bytes
+    offset: int = 0
 
 
 def encode(type_: Frame, stream: int = 0, payload: bytes = b"", channel: int = 0) -> bytes:
@@ -91,13 +95,6 @@ def decode_pair(payload: bytes) -> tuple[int, int]:
     return int(first), int(second)
 
 
-def decode_data(payload: bytes) -> tuple[int, bytes]:
-    """Offset and bytes of a DATA frame."""
-    if len(payload) <= _OFFSET.size:
-        raise FrameError("a DATA frame without data")
-    return int(_OFFSET.unpack_from(payload)[0]), payload[_OFFSET.size :]
-
-
 def operation(request: bytes) -> int:
     """The operation of a REQUEST frame."""
     return int.from_bytes(request[HEADER_SIZE : HEADER_SIZE + 2], "little")
@@ -110,31 +107,36 @@ class Parser:
     """
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self._rest = b""
 
     def feed(self, data: bytes) -> Iterator[Message]:
         """Yield every frame that `data` completes. Raises FrameError."""
-        buffer = self._buffer
-        buffer += data
-        position = 0
+        data = self._rest + data if self._rest else data
+        position, size = 0, len(data)
         try:
-            while position < len(buffer):
-                if buffer[position] == Frame.PAD:
-                    found = _NOT_PAD.search(buffer, position)
-                    position = found.start() if found else len(buffer)
+            while position < size:
+                if data[position] == Frame.PAD:
+                    found = _NOT_PAD.search(data, position)
+                    position = found.start() if found else size
                     continue
-                if len(buffer) - position < HEADER_SIZE:
+                if size - position < HEADER_SIZE:
                     break
-                type_, channel, zero, stream, length = _HEADER.unpack_from(buffer, position)
+                type_, channel, zero, stream, length = _HEADER.unpack_from(data, position)
                 _check_header(type_, channel, zero, stream, length)
-                end = position + HEADER_SIZE + length
-                if end > len(buffer):
+                begin = position + HEADER_SIZE
+                end = begin + length
+                if end > size:
                     break
-                payload = bytes(memoryview(buffer)[position + HEADER_SIZE : end])
                 position = end
-                yield Message(Frame(type_), channel, stream, payload)
+                if type_ == Frame.DATA:
+                    # Cut out once: of many megabytes every copy counts.
+                    (offset,) = _OFFSET.unpack_from(data, begin)
+                    payload = data[begin + _OFFSET.size : end]
+                    yield Message(Frame.DATA, channel, stream, payload, offset)
+                else:
+                    yield Message(Frame(type_), channel, stream, data[begin:end])
         finally:
-            del buffer[:position]
+            self._rest = data[position:]
 
 
 def _check_header(type_: int, channel: int, zero: int, stream: int, length: int) -> None:
@@ -144,6 +146,8 @@ def _check_header(type_: int, channel: int, zero: int, stream: int, length: int)
         raise FrameError("a reserved field is not zero")
     if length > MAX_PAYLOAD:
         raise FrameError(f"a frame of {length} bytes is longer than {MAX_PAYLOAD}")
+    if type_ == Frame.DATA and length <= _OFFSET.size:
+        raise FrameError("a DATA frame without data")
     if channel > 2:
         raise FrameError(f"there is no channel {channel}")
     if (stream == 0) != (type_ in _CONNECTION_FRAMES):

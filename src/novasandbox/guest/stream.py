@@ -13,7 +13,6 @@ from novasandbox.guest.frames import (
     FrameError,
     Message,
     RecordParser,
-    decode_data,
     decode_offset,
     decode_pair,
     encode,
@@ -427,7 +426,7 @@ class Stream:
             raise FrameError("output of an operation that has not begun")
         output = self.outputs[message.channel]
         if message.type is Frame.DATA:
-            output.feed(*decode_data(message.payload))
+            output.feed(message.offset, message.payload)
         else:
             output.end(decode_offset(message.payload))
 
