@@ -112,6 +112,11 @@ async def test_a_disk_that_fills_up_during_a_build_is_left_as_it_was(store: Stor
 # --- damage ---
 
 
+def _rewrite(path: Path, change: Callable[[str], str]) -> None:
+    path.chmod(0o644)
+    path.write_text(change(path.read_text()))
+
+
 async def damaged(store: Store, how: Callable[[Path], Any]) -> tuple[Artifact, Builder]:
     build = Builder()
     path = (await store.obtain("thing", WANTED, build)).path / "file"
@@ -127,9 +132,9 @@ async def damaged(store: Store, how: Callable[[Path], Any]) -> tuple[Artifact, B
         lambda path: path.write_text(""),
         lambda path: path.unlink(),
         lambda path: (path.parent / "manifest.json").unlink(),
-        lambda path: (
-            (path.parent / "manifest.json").chmod(0o644)
-            or (path.parent / "manifest.json").write_text("{")
+        lambda path: _rewrite(path.parent / "manifest.json", lambda _: "{"),
+        lambda path: _rewrite(
+            path.parent / "manifest.json", lambda text: text.replace('"hash"', '"sha256"')
         ),
     ],
 )

@@ -64,7 +64,10 @@ def read(folder: Path) -> Manifest:
             kind=str(fields["kind"]),
             key=str(fields["key"]),
             made_from=dict(fields["made_from"]),
-            files={str(name): dict(row) for name, row in fields["files"].items()},
+            files={
+                str(name): {"hash": str(row["hash"]), "size": int(row["size"])}
+                for name, row in fields["files"].items()
+            },
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damaged(f"{folder / MANIFEST} cannot be read ({error})") from error
