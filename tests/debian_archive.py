@@ -51,12 +51,19 @@ def ar(members: Mapping[str, bytes]) -> bytes:
     return bytes(out)
 
 
-def deb(files: Mapping[str, bytes | str | None], modes: Mapping[str, int] | None = None) -> bytes:
-    """A Debian package with these files."""
+def deb(
+    files: Mapping[str, bytes | str | None],
+    modes: Mapping[str, int] | None = None,
+    postinst: str = "",
+) -> bytes:
+    """A Debian package with these files, and this script."""
+    control = {"control": b"", "md5sums": b"x"}
+    if postinst:
+        control["postinst"] = postinst.encode()
     return ar(
         {
             "debian-binary": b"2.0\n",
-            "control.tar.xz": lzma.compress(tar({"control": b"", "md5sums": b"x"})),
+            "control.tar.xz": lzma.compress(tar(control)),
             "data.tar.xz": lzma.compress(tar(files, modes)),
         }
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from debian_archive import FakeArchive, deb
+from elf_files import elf_file
 from novasandbox import native
 from novasandbox.images import bytecode, ldcache
 from novasandbox.images.configure import configure
@@ -28,8 +30,8 @@ def package(name: str = "tool", extra: str = "") -> Package:
     return Package.parse(made.stanzas["bookworm"][0], "http://mirror")
 
 
-def unpacked(folder: Path, files: Mapping[str, bytes | str | None]) -> Tree:
-    (folder / "a.deb").write_bytes(deb(files, {"usr/bin/tool": 0o755}))
+def unpacked(folder: Path, files: Mapping[str, bytes | str | None], postinst: str = "") -> Tree:
+    (folder / "a.deb").write_bytes(deb(files, {"usr/bin/tool": 0o755}, postinst))
     tree = Tree(folder / "tree")
     prepare(tree, "x86_64")
     unpack(tree, [(package(extra="Multi-Arch: same\n"), folder / "a.deb")])
@@ -104,7 +106,6 @@ def test_a_configured_root_has_what_the_packages_scripts_would_make(tmp_path: Pa
         tmp_path,
         {
             "bin/dash": b"",
-            "usr/bin/mawk": b"",
             "etc/skel/.profile": b"# mine",
             "usr/share/base-passwd/passwd.master": b"root:*:0:0:root:/root:/bin/bash\n",
             "usr/share/base-passwd/group.master": b"root:*:0:\n",
@@ -119,8 +120,6 @@ def test_a_configured_root_has_what_the_packages_scripts_would_make(tmp_path: Pa
         return tree.path(name).read_text()
 
     assert str(tree.path("bin/sh").readlink()) == "dash"
-    assert str(tree.path("usr/bin/awk").readlink()) == "mawk"
-    assert not tree.has("usr/bin/which")
     assert text("etc/passwd") == (
         "root:x:0:0:root:/root:/bin/bash\nme:x:1000:1000::/home/me:/bin/bash\n"
     )
@@ -132,6 +131,76 @@ def test_a_configured_root_has_what_the_packages_scripts_would_make(tmp_path: Pa
     assert tree.path("tmp").stat().st_mode & 0o7777 == 0o1777
     assert not tree.has("usr/lib/python3.11/EXTERNALLY-MANAGED")
     assert tree.path("etc/ld.so.cache").read_bytes().startswith(b"glibc-ld.so.cache1.1")
+
+
+def library(soname: str) -> bytes:
+    """A shared library of this name, without code."""
+    dynamic = struct.pack("<4Q", 14, 1, 0, 0)  # DT_SONAME, DT_NULL
+    sections = {".dynstr": f"\0{soname}\0".encode(), ".dynamic": dynamic}
+    return elf_file(62, sections, {".dynamic": (6, 1)})
+
+
+def leads(tree: Tree, name: str) -> str | None:
+    """Where an alternative's link leads to in the end."""
+    if not tree.has(name):
+        return None
+    second = str(tree.path(name).readlink())
+    assert second.startswith("/etc/alternatives/")
+    return str(tree.path(second).readlink())
+
+
+def test_of_alternatives_the_highest_that_is_there_is_linked_with_its_followers(
+    tmp_path: Path,
+) -> None:
+    tree = unpacked(
+        tmp_path,
+        dict.fromkeys(("usr/bin/mawk", "usr/bin/gawk", "usr/lib/blas/libblas.so.3"), b""),
+        """
+        case "$1" in configure)
+        update-alternatives --install /usr/bin/awk awk /usr/bin/gawk 10 \\
+            --slave /usr/bin/nawk nawk /usr/bin/gawk \\
+            --slave /usr/share/man/man1/awk.1.gz awk.1.gz /usr/share/man/man1/gawk.1.gz
+        update-alternatives --quiet --install /usr/bin/awk awk "/usr/bin/mawk" 5 # the small one
+        update-alternatives --install /usr/bin/awk awk /usr/bin/busybox 99 || true
+        update-alternatives --install /usr/lib/libblas.so.3 blas.so.3 /usr/lib/blas/libblas.so.3 1
+        """,
+    )
+    configure(tree, "x86_64", "me")
+    assert leads(tree, "usr/bin/awk") == leads(tree, "usr/bin/nawk") == "/usr/bin/gawk"
+    assert leads(tree, "usr/lib/libblas.so.3") == "/usr/lib/blas/libblas.so.3"
+    assert not tree.has("usr/share/man/man1/awk.1.gz")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        '--install "$BIN"/w w /usr/bin/tool 50',
+        "--install /usr/bin/w w `which tool` 50",
+        "--install /usr/bin/w w /usr/bin/tool $(priority)",
+        "--install /usr/bin/w w /usr/bin/tool",
+        "--install /usr/bin/w ../../w /usr/bin/tool 50",
+        "--install /usr/bin/../../../w w /usr/bin/tool 50",
+        "--install usr/bin/w w /usr/bin/tool 50",
+        "--install /usr/bin/w w '/usr/bin/tool 50",
+        "--remove w /usr/bin/tool",
+    ],
+)
+def test_an_alternative_that_only_a_shell_could_read_is_left_out(tmp_path: Path, call: str) -> None:
+    tree = unpacked(tmp_path, {"usr/bin/tool": b""}, f"update-alternatives {call}\n")
+    configure(tree, "x86_64", "me")
+    assert not tree.has("usr/bin/w")
+    assert not tree.has("etc/alternatives/w")
+    assert not list(tmp_path.rglob("w"))
+
+
+def test_a_library_that_an_alternative_leads_to_keeps_its_link(tmp_path: Path) -> None:
+    where = "usr/lib/x86_64-linux-gnu"
+    tree = unpacked(
+        tmp_path,
+        {f"{where}/libtool.so.3.1": library("libtool.so.3"), f"{where}/libtool.so.3": "/elsewhere"},
+    )
+    configure(tree, "x86_64", "me")
+    assert str(tree.path(f"{where}/libtool.so.3").readlink()) == "/elsewhere"
 
 
 @on_linux

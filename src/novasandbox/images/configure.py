@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from novasandbox.images import ldcache
+from novasandbox.images import alternatives, ldcache
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,10 +18,6 @@ if TYPE_CHECKING:
 
 _LINKS = {
     "bin/sh": "dash",
-    "usr/bin/awk": "mawk",
-    "usr/bin/which": "which.debianutils",
-    "usr/bin/pager": "less",
-    "usr/bin/nc": "nc.openbsd",
     "etc/localtime": "/usr/share/zoneinfo/Etc/UTC",
     "etc/mtab": "../proc/self/mounts",
     "usr/lib/ssl/cert.pem": "/etc/ssl/certs/ca-certificates.crt",
@@ -53,6 +49,7 @@ def configure(tree: Tree, arch: str, user: str) -> None:
         folder = name.rpartition("/")[0]
         if target.startswith("/") or ".." in target or tree.path(f"{folder}/{target}").exists():
             tree.link(name, target)
+    alternatives.choose(tree)
     _accounts(tree, user)
     _certificates(tree)
     for name in ("dev", "proc", "sys", "run", "mnt", "srv", "home", "opt"):

@@ -6,6 +6,7 @@ ldconfig would need root (chroot) and the guest's architecture. The format is gl
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 from typing import TYPE_CHECKING
@@ -76,7 +77,8 @@ def _libraries(tree: Tree, folder: str, arch: str) -> Iterator[tuple[str, str]]:
             continue
         name = _soname(path, arch)
         if name is not None and "/" not in name:
-            if not (where / name).exists():
+            # A link of the tree's may lead to what only the guest has there.
+            if not os.path.lexists(where / name):
                 (where / name).symlink_to(path.name)
             yield name, f"/{folder}/{name}"
 

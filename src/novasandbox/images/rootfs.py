@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from novasandbox.images.store import Artifact, Store
 
 IMAGE = "rootfs.ext4"
-_REVISION = 1  # of what this file and configure.py make of the packages
+_REVISION = 2  # of what this file and configure.py make of the packages
 _EPOCH = 1_700_000_000
 # It would convert a root with an unmerged /usr, and draws all of perl in.
 _NEVER = ("usrmerge",)
