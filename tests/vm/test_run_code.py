@@ -35,24 +35,6 @@ class Shown:
     def _repr_png_(self): return b"\\x89PNG"
     def _repr_json_(self): return {"deep": [1, {"er": None}]}
 """
-# The parts of matplotlib that are used, since the template has none.
-MATPLOTLIB = """
-import sys, types
-class Figure:
-    def __init__(self, number): self.number = number
-    def __repr__(self): return f"<Figure {self.number}>"
-    def savefig(self, file, format, bbox_inches):
-        file.write(f"{format} of {self.number}".encode())
-figs = {}
-pyplot = types.ModuleType("matplotlib.pyplot")
-pyplot.figure = lambda number=None: figs.setdefault(number or len(figs) + 1, Figure(number))
-pyplot.get_fignums = lambda: sorted(figs)
-pyplot.close = lambda figure: figs.pop(figure.number)
-helpers = types.ModuleType("matplotlib._pylab_helpers")
-helpers.Gcf = types.SimpleNamespace(figs=figs)
-sys.modules["matplotlib"] = types.ModuleType("matplotlib")
-sys.modules["matplotlib.pyplot"], sys.modules["matplotlib._pylab_helpers"] = pyplot, helpers
-"""
 STUBBORN = """
 import time
 while True:
@@ -122,24 +104,6 @@ Own()
     assert bundle["text/html"] == "own"
     assert bundle["application/vnd.x+json"] == [1]
     assert set(bundle) == {"text/html", "application/vnd.x+json", "text/plain"}
-
-
-async def test_open_figures_are_results_and_then_closed(sandbox: Sandbox, context: Context) -> None:
-    await sandbox.run_code(MATPLOTLIB, context=context)
-    code = "import matplotlib.pyplot as plt\nfor n in (1, 2): plt.figure(n)"
-    result = await sandbox.run_code(code, context=context)
-    assert result.error is None, result.error.traceback
-    assert result.results == [
-        {
-            "image/png": base64.b64encode(f"png of {number}".encode()).decode(),
-            "image/svg+xml": f"svg of {number}",
-            "text/plain": f"<Figure {number}>",
-        }
-        for number in (1, 2)
-    ]
-    assert (await sandbox.run_code("plt.get_fignums()", context=context)).text == "[]"
-    backend = await sandbox.run_code("import os; os.environ['MPLBACKEND']", context=context)
-    assert backend.text == "'agg'"
 
 
 async def test_an_error_is_data_and_shows_the_cells_lines_only(

@@ -26,6 +26,9 @@ _METHODS = {
 _SIMPLE = frozenset({bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset})
 _CUT = "\n… {:,} characters are left out …\n"
 
+# matplotlib's figures that this cell has shown by itself.
+_shown: list[Any] = []
+
 _escape = json.encoder.encode_basestring_ascii
 
 
@@ -89,6 +92,9 @@ def bundle_of(value: Any) -> dict[str, Any]:
     kind = type(value)
     if kind in _SIMPLE:
         return {PLAIN: repr(value)}
+    if _is_figure(value):
+        _shown.append(value)
+        return _picture(value)
     bundle: dict[str, Any] = {}
     if kind is not type:
         for method, mime in _METHODS.items():
@@ -114,22 +120,36 @@ def _tried(value: Any, method: str) -> Any:
     return found[0] if isinstance(found, tuple) and len(found) == 2 else found
 
 
+def _is_figure(value: Any) -> bool:
+    matplotlib = sys.modules.get("matplotlib.figure")
+    return matplotlib is not None and isinstance(value, matplotlib.Figure)
+
+
+def _picture(figure: Any) -> dict[str, Any]:
+    bundle: dict[str, Any] = {}
+    for mime, form in (("image/png", "png"), ("image/svg+xml", "svg")):
+        file = io.BytesIO()
+        figure.savefig(file, format=form, bbox_inches="tight")
+        data = file.getvalue()
+        bundle[mime] = data if form == "png" else data.decode("utf-8", "replace")
+    bundle[PLAIN] = repr(figure)
+    return bundle
+
+
 def figures() -> Any:
-    """The bundle of each of matplotlib's figures that the cell left open, which is then closed."""
+    """The bundle of each of matplotlib's figures that the cell left open, and did not show itself.
+
+    All of them are closed then.
+    """
+    shown, _shown[:] = _shown[:], []
     helpers = sys.modules.get("matplotlib._pylab_helpers")
     if helpers is None or not helpers.Gcf.figs:
         return
     pyplot = sys.modules.get("matplotlib.pyplot")
     for number in pyplot.get_fignums() if pyplot is not None else ():
         figure = pyplot.figure(number)  # type: ignore[union-attr]
-        bundle: dict[str, Any] = {}
         try:
-            for mime, form in (("image/png", "png"), ("image/svg+xml", "svg")):
-                file = io.BytesIO()
-                figure.savefig(file, format=form, bbox_inches="tight")
-                data = file.getvalue()
-                bundle[mime] = data if form == "png" else data.decode("utf-8", "replace")
-            bundle[PLAIN] = repr(figure)
+            if not any(figure is each for each in shown):
+                yield _picture(figure)
         finally:
             pyplot.close(figure)  # type: ignore[union-attr]
-        yield bundle
