@@ -90,7 +90,7 @@ def lab(signed: FakeArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 async def test_templates_are_found_where_the_first_hides_the_later(lab: Lab) -> None:
     lab.write("debian-python", {**MINE, "name": "debian-python", "description": "mine"})
     names = [row.template.name for row in await lab.manager().list()]
-    assert names == ["alpine-python", "debian-python", "mine"]
+    assert names == ["alpine-python", "debian-python", "debian-science", "mine"]
     assert (await lab.manager().get("debian-python")).description == "mine"
     assert (await lab.manager(paths=[]).get("debian-python")).description != "mine"
 
@@ -106,7 +106,7 @@ async def test_a_users_template_lies_in_the_home(lab: Lab) -> None:
 async def test_an_unknown_template_is_told_with_the_nearest_names(lab: Lab) -> None:
     with pytest.raises(TemplateNotFound, match="Did you mean debian-python"):
         await lab.manager().get("debian-pyhton")
-    with pytest.raises(TemplateNotFound, match="There are: alpine-python, debian-python, mine"):
+    with pytest.raises(TemplateNotFound, match="There are: alpine-python, debian-python, debian-science, mine"):
         await lab.manager().get("zzzz")
 
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.vm
 @pytest.fixture(scope="module")
 async def science(qemu: str) -> AsyncIterator[Sandbox]:
     """A sandbox of the template."""
-    async with Sandbox.create("debian-science", memory_mib=512, timeout=None) as sandbox:
+    async with Sandbox.create("debian-science", timeout=None) as sandbox:
         yield sandbox
 
 
