@@ -289,6 +289,15 @@ def test_a_directory_without_a_record_goes_when_it_is_old() -> None:
     assert not old.exists()
 
 
+def test_a_record_that_a_crash_of_the_host_left_empty_is_none() -> None:
+    folder = made().directory
+    (folder / "sandbox.json").write_bytes(b"")
+    assert registry.records() == []
+    os.utime(folder, (1, 1))
+    registry.collect_leftovers()
+    assert not folder.exists()
+
+
 def test_a_note_that_is_damaged_is_passed_over() -> None:
     ended = registry.bury(made(), SandboxState.FAILED, "the reason")
     notes = run_dir() / ".ended"

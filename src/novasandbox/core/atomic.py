@@ -9,23 +9,27 @@ from pathlib import Path
 from typing import Any
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Replace `path` with `data` in one step, mode 0600, on disk when this returns."""
+def write_bytes(path: Path, data: bytes, *, lasting: bool = True) -> None:
+    """Replace `path` with `data` in one step, mode 0600, on disk when this returns.
+
+    lasting: False does not wait for the disk: a crash of the host may leave no or half a file.
+    """
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if lasting:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(name, path)
     except BaseException:
         os.unlink(name)
         raise
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Replace `path` with `value` as JSON, in one step."""
-    write_bytes(path, json.dumps(value, indent=1).encode())
+def write_json(path: Path, value: Any, *, lasting: bool = True) -> None:
+    """Replace `path` with `value` as JSON, in one step; see `write_bytes`."""
+    write_bytes(path, json.dumps(value, indent=1).encode(), lasting=lasting)
 
 
 def read_json(path: Path) -> Any:

@@ -85,7 +85,8 @@ class Record:
 
     def as_data(self) -> dict[str, Any]:
         """As JSON data."""
-        data = asdict(self)
+        # Its values are data already; `asdict` would copy all of it.
+        data: dict[str, Any] = {name: getattr(self, name) for name in self.__dataclass_fields__}
         data["state"] = self.state.value
         data["owner"] = self.owner.as_data() if self.owner else None
         data["format"] = _FORMAT
@@ -113,8 +114,13 @@ def config_data(config: SandboxConfig) -> dict[str, Any]:
 
 
 def save(record: Record) -> Record:
-    """Write the record; acknowledged means on disk."""
-    write_json(record.directory / _RECORD, record.as_data())
+    """Write the record.
+
+    Acknowledged means on disk, but for one that does not outlive its maker, nor thus a crash of
+    the host: waiting for the disk would only make it slower.
+    """
+    lasting = bool(record.config.get("detach")) or record.state is SandboxState.HIBERNATED
+    write_json(record.directory / _RECORD, record.as_data(), lasting=lasting)
     return record
 
 
@@ -130,12 +136,7 @@ def create(config: SandboxConfig, owner: Owner, **more: Any) -> Record:
     """
     with _lock():
         if config.name is not None:
-            taken = next((r for r in records() if r.name == config.name), None)
-            if taken is not None:
-                raise NameTaken(
-                    f"the name {config.name!r} is taken by sandbox {taken.id}",
-                    fix=f"Choose another, or end that one: nova kill {config.name}",
-                )
+            _require_free(config.name)
         identity = _new_id()
         record = Record(
             id=identity,
@@ -152,6 +153,15 @@ def create(config: SandboxConfig, owner: Owner, **more: Any) -> Record:
         except OSError:
             record.directory.rmdir()
             raise
+
+
+def _require_free(name: str) -> None:
+    taken = next((r for r in records() if r.name == name), None)
+    if taken is not None:
+        raise NameTaken(
+            f"the name {name!r} is taken by sandbox {taken.id}",
+            fix=f"Choose another, or end that one: nova kill {name}",
+        )
 
 
 def _new_id() -> str:
@@ -250,7 +260,7 @@ def bury(record: Record, state: SandboxState, reason: str, *, expired: bool = Fa
     # Before the record is gone, so that nobody finds neither; on a full disk without.
     with contextlib.suppress(OSError):
         notes = _notes()
-        write_json(notes / f"{record.id}.json", ended.as_data())
+        write_json(notes / f"{record.id}.json", ended.as_data(), lasting=False)
         kept = sorted(notes.glob("*.json"), key=lambda path: path.stat().st_mtime)
         for path in kept[:-_NOTES_KEPT]:
             path.unlink(missing_ok=True)
@@ -365,13 +375,21 @@ def _is_due(record: Record) -> bool:
 
 
 def _remove_strays() -> None:
-    """Directories that never got a record: their maker died at once."""
+    """Directories without a record: their maker died at once, or the host did."""
     for path in run_dir().iterdir():
-        if path.name.startswith(".") or (path / _RECORD).exists() or not path.is_dir():
+        if path.name.startswith(".") or not path.is_dir() or _has_record(path):
             continue
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > 60:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _has_record(folder: Path) -> bool:
+    """Whether there is one; one that was not written out when the host crashed is empty."""
+    try:
+        return (folder / _RECORD).stat().st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 @contextlib.contextmanager
