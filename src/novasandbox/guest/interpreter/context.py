@@ -124,11 +124,24 @@ class Context:
         if self._uniqueness.is_new():
             self._uniqueness.renew(**self._takes)
         self._events.open(connection)
-        self._run(code)
+        if mark == wire.REHEARSAL:
+            self._rehearse(code)
+        else:
+            self._run(code)
         self._state[wire.STATE_RUNNING] = 0
         done = wire.END.pack(self._count, self._budget.exceeded)
         self._events.close(wire.DONE, done)
         return True
+
+    def _rehearse(self, code: str) -> None:
+        """Go all the way of a cell, so that what it touches is this process's own before one."""
+        before = self._main, self._count, self._flags
+        self._main = types.ModuleType("__main__")
+        self._main.__dict__["__builtins__"] = builtins
+        try:
+            self._run(code)
+        finally:
+            self._main, self._count, self._flags = before
 
     def _run(self, code: str) -> None:
         self._count += 1

@@ -16,6 +16,8 @@ DEFAULT = "default"
 
 REQUEST = struct.Struct("<I8s")
 """Bytes of code, and the call's own mark, which is never all zero."""
+REHEARSAL = bytes(8)
+"""Instead of a mark: the code sees and leaves no variables, and is no cell that counts."""
 EVENT = struct.Struct("<BI")
 """Kind, and bytes of payload that follow."""
 MESSAGE = struct.Struct("<I")
