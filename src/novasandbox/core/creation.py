@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from novasandbox.core import (
+    admission,
     copying,
     making,
     provider_choice,
@@ -19,6 +20,7 @@ from novasandbox.core import (
     snapshots,
     template_snapshot,
 )
+from novasandbox.core.admission import Room
 from novasandbox.core.exhaustion import host_limits
 from novasandbox.core.ground import Ground
 from novasandbox.core.holder import Holder
@@ -44,12 +46,27 @@ async def create(config: SandboxConfig) -> Holder:
         if config.snapshot is not None:
             return await _from_snapshot(config, config.snapshot)
         provider, _ = await provider_choice.choose(config.provider)
-        with await prepare(config) as prepared:
-            holder = await _recorded(config, provider, template=prepared.ground.template)
-            async with holder.abandoned_on_failure():
-                holder.has(await _make(holder, provider, config, prepared))
-                await holder.settle(config, prepared.ground, template=prepared.template)
+        with await prepare(config) as found:
+            async with _admitted(config, found) as prepared:
+                holder = await _recorded(config, provider, template=prepared.ground.template)
+                async with holder.abandoned_on_failure():
+                    holder.has(await _make(holder, provider, config, prepared))
+                    await holder.settle(config, prepared.ground, template=prepared.template)
             return holder
+
+
+@contextlib.asynccontextmanager
+async def _admitted(config: SandboxConfig, found: Prepared) -> AsyncIterator[Prepared]:
+    """What a machine needs, together with a place on this host, which it keeps while it lives.
+
+    Raises CapacityExceeded.
+    """
+    async with admission.admitted(config) as (room,):
+        yield _with(found, room)
+
+
+def _with(found: Prepared, room: Room) -> Prepared:
+    return replace(found, holds=(*found.holds, room))
 
 
 async def _make(
@@ -66,7 +83,10 @@ async def _make(
 async def _from_snapshot(config: SandboxConfig, name: str) -> Holder:
     kept = await asyncio.to_thread(snapshots.find, name)
     config = _sized_like(config, kept.settings)
-    async with copying.of_snapshot(kept) as (prepared, origin):
+    async with (
+        copying.of_snapshot(kept) as (found, origin),
+        _admitted(config, found) as prepared,
+    ):
         return await copy(
             config, kept.provider, prepared, origin, came_from=kept.id, env=config.env
         )
@@ -83,7 +103,8 @@ async def copy(
 ) -> Holder:
     """Make a sandbox that goes on where another one stood, as one of its own.
 
-    env: instead of the other's, where it has any. Raises as `create` does.
+    prepared: with a place on this host. env: instead of the other's, where it has any.
+    Raises as `create` does.
     """
     provider = provider_choice.load(provider_name)
     # From here on nobody removes what it stands on.
@@ -108,10 +129,16 @@ async def fork(parent: Holder, count: int) -> list[Holder]:
     config = replace(parent.record.settings, name=None)
     provider, origin = str(parent.record.provider), parent.record.origin
     with host_limits():
-        async with copying.moment(parent) as (prepared, saved):
+        # Before the parent is stopped, which is of no use where there is no room.
+        async with (
+            admission.admitted(config, count) as rooms,
+            copying.moment(parent) as (found, saved),
+        ):
             tasks = [
-                asyncio.create_task(copy(config, provider, prepared, saved, came_from=origin))
-                for _ in range(count)
+                asyncio.create_task(
+                    copy(config, provider, _with(found, room), saved, came_from=origin)
+                )
+                for room in rooms
             ]
             children = await _all_or_none(tasks)
     for child in children:
@@ -184,7 +211,10 @@ async def wake(identity: str, holder: Holder | None = None) -> Holder | None:
             if holder is None:
                 holder = Holder(record)
             holder.record = record
-            async with sleeping.saved(slept) as (prepared, origin):
+            async with (
+                sleeping.saved(slept) as (found, origin),
+                _admitted(slept.settings, found) as prepared,
+            ):
                 try:
                     await _awaken(holder, slept, prepared, origin)
                 except BaseException:
