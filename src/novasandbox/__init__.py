@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from novasandbox.core.info import SandboxInfo as SandboxInfo
     from novasandbox.core.oneshot import run as run
     from novasandbox.core.oneshot import run_async as run_async
+    from novasandbox.core.pool import Pool as Pool
     from novasandbox.core.sandbox import Sandbox as Sandbox
     from novasandbox.core.template_manager import TemplateManager as TemplateManager
     from novasandbox.errors import NovaError as NovaError
@@ -63,6 +64,7 @@ _HOMES = {
     "Metrics": "core.info",
     "NovaError": "errors",
     "Output": "guest.process",
+    "Pool": "core.pool",
     "Process": "guest.process",
     "ProcessInfo": "guest.process",
     "PtySize": "guest.launch",

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from novasandbox import sync
+from novasandbox.core import pool as core_pool
 from novasandbox.core import sandbox as core_sandbox
 from novasandbox.core import template_manager as core_templates
 from novasandbox.core.background import BackgroundLoop, background, in_new_thread
@@ -30,6 +31,7 @@ from support.peer import Connection, Peer, data, end, record, reply, state
 
 TWINS = [
     (core_sandbox.Sandbox, sync.Sandbox),
+    (core_pool.Pool, sync.Pool),
     (core_templates.TemplateManager, sync.TemplateManager),
     (guest_contexts.Contexts, sync.Contexts),
     (guest_files.Files, sync.Files),
@@ -39,7 +41,7 @@ TWINS = [
     (guest_process.Stdin, sync.Stdin),
 ]
 # What the parts of the library use among each other.
-NOT_FOR_USERS = {"check", "collect", "collected", "iterates"}
+NOT_FOR_USERS = {"check", "collect", "collected", "iterates", "rehearse"}
 OF_BLOCKS = {
     "__aenter__": "__enter__",
     "__aexit__": "__exit__",

@@ -155,6 +155,18 @@ def create(config: SandboxConfig, owner: Owner, **more: Any) -> Record:
             raise
 
 
+def assign(record: Record, config: Mapping[str, Any], deadline: float | None) -> Record:
+    """The record of a sandbox that somebody takes, written. Raises NameTaken.
+
+    config: as `config_data` gives it.
+    """
+    name = config["name"]
+    with _lock() if name is not None else contextlib.nullcontext():
+        if name is not None:
+            _require_free(name)
+        return change(record, config=config, deadline=deadline)
+
+
 def _require_free(name: str) -> None:
     taken = next((r for r in records() if r.name == name), None)
     if taken is not None:

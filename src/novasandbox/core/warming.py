@@ -13,8 +13,10 @@ from novasandbox.errors import CommandNotStarted, TemplateBuildFailed
 from novasandbox.guest.channel import Channel
 from novasandbox.guest.client import Guest
 from novasandbox.guest.files import Files
+from novasandbox.guest.interpreter import wire
 from novasandbox.guest.launch import Command, Launch, argv
 from novasandbox.guest.process import Processes
+from novasandbox.guest.protocol import Op, Tag
 from novasandbox.guest.python import ensure_interpreter
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 _DEADLINE = 300.0
 _SETTLED = 0.5
+_LOOK_EVERY = 0.01
 # With less memory to spare the interpreter starts when it is first asked for.
 _INTERPRETER = 80 << 20
 # What most first commands run through: the shell, and the loader with libc.
@@ -83,6 +86,18 @@ async def end_interpreter(channel: Channel) -> None:
     processes = Processes(channel, "")
     for info in await processes.own():
         await processes.forget(info)
+    # A context dies a moment after its server, and would take a call with it until then.
+    path = wire.CONTEXT + wire.DEFAULT.encode()
+    while await _is_answered(channel, path):  # noqa: ASYNC110  (nothing tells us)
+        await asyncio.sleep(_LOOK_EVERY)
+
+
+async def _is_answered(channel: Channel, path: bytes) -> bool:
+    stream = channel.request(Op.CONNECT, [(Tag.PATH, path)])
+    try:
+        return await stream.started() is not None
+    finally:
+        stream.release()
 
 
 async def after_restore(channel: Channel, template: Template) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from novasandbox.sync.files import Files as Files
     from novasandbox.sync.files import GuestFile as GuestFile
     from novasandbox.sync.files import Watch as Watch
+    from novasandbox.sync.pool import Pool as Pool
     from novasandbox.sync.process import Process as Process
     from novasandbox.sync.process import Stdin as Stdin
     from novasandbox.sync.sandbox import Sandbox as Sandbox
@@ -29,6 +30,7 @@ _HOMES = {
     "Contexts": "contexts",
     "Files": "files",
     "GuestFile": "files",
+    "Pool": "pool",
     "Process": "process",
     "Sandbox": "sandbox",
     "Stdin": "process",
