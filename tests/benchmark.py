@@ -21,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "native"))
 
-from bench import boot, clone, copies, report, start, warm
+from bench import boot, clone, copies, pool, report, start, warm
 from bench.floor import Floor, prepare
 from bench.result import Result
 
@@ -45,6 +45,7 @@ MEASURES = (
     Measure(["jail"], boot.jail, 20),
     Measure(["cold"], boot.cold, 9),
     Measure(["copy"], copies.copy, 30),
+    Measure(["pool"], pool.taken, 30),
     Measure(["run-code"], copies.run_code, 300, needs_floor=False),
     Measure(["fork", "fork-pause"], copies.fork, 15, needs_floor=False),
     Measure(["hibernate", "wake"], copies.sleep, 15, needs_floor=False),

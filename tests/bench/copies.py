@@ -29,7 +29,7 @@ from novasandbox.providers.qemu_command import Descriptors, command
 from novasandbox.providers.scratch_layer import write_empty_layer
 
 _WARM_UP = 2
-_CONFIG = SandboxConfig(vcpus=VCPUS, memory_mib=MEMORY_MIB, disk_mib=DISK_MIB)
+CONFIG = SandboxConfig(vcpus=VCPUS, memory_mib=MEMORY_MIB, disk_mib=DISK_MIB)
 _NODE = "own-floor"
 
 
@@ -37,8 +37,8 @@ async def copy(floor: Floor, n: int) -> list[Result]:
     """Create to the first cell's result, against a bare QEMU restored from the same files."""
     provider, _ = await provider_choice.choose("auto")
     figures, floors = [], []
-    with await prepare(_CONFIG) as prepared:
-        origin = await template_snapshot.obtain(provider, prepared, _CONFIG)
+    with await prepare(CONFIG) as prepared:
+        origin = await template_snapshot.obtain(provider, prepared, CONFIG)
         assert origin is not None
         for turn in range(_WARM_UP + n):
             bare, ours = await _bare_copy(floor, origin), await _our_copy()
@@ -56,10 +56,18 @@ async def _our_copy() -> float:
 
 
 async def _bare_copy(floor: Floor, origin: Origin) -> float:
-    """The same by hand: no jail, no record, no socket for others."""
+    start = time.perf_counter()
+    async with bare(floor, origin) as (guest, contexts):
+        await guest.configure(hostname="floor")
+        assert (await contexts.run("6*7")).text == "42"
+        return milliseconds(start)
+
+
+@contextlib.asynccontextmanager
+async def bare(floor: Floor, origin: Origin) -> AsyncIterator[tuple[Guest, Contexts]]:
+    """A copy by hand: no jail, no record, no socket for others."""
     with tempfile.TemporaryDirectory(dir=floor.folder) as name, contextlib.ExitStack() as stack:
         folder = Path(name)
-        start = time.perf_counter()
         child = _restore(floor, origin, folder, stack)
         channel = Channel(
             lambda protocol: sockets.dial(folder / "agent.sock", protocol),
@@ -68,11 +76,9 @@ async def _bare_copy(floor: Floor, origin: Origin) -> float:
         )
         try:
             await channel.open(30)
-            await Guest(channel, "").configure(hostname="floor")
             processes, files = Processes(channel, ""), Files(channel, "")
-            contexts = Contexts(channel, Interpreter(channel, processes, files, ""), "")
-            assert (await contexts.run("6*7")).text == "42"
-            return milliseconds(start)
+            interpreter = Interpreter(channel, processes, files, "")
+            yield Guest(channel, ""), Contexts(channel, interpreter, "")
         finally:
             await channel.close()
             child.kill()

@@ -198,7 +198,7 @@ async def _warm(sandbox: Sandbox, guest: Guest) -> Contexts | None:
     try:
         if (await guest.metrics()).memory_available >= _INTERPRETER:
             async with asyncio.timeout(_WARM_DEADLINE):
-                await _warm_interpreter(sandbox.contexts)
+                await warm_interpreter(sandbox.contexts)
             return sandbox.contexts
     except (OperationFailed, TimeoutError) as error:
         log.info("%s: the interpreter was not warmed: %s", sandbox.id, error)
@@ -209,7 +209,8 @@ async def _warm(sandbox: Sandbox, guest: Guest) -> Contexts | None:
     return None
 
 
-async def _warm_interpreter(contexts: Contexts) -> None:
+async def warm_interpreter(contexts: Contexts) -> None:
+    """Have the first cell of the default context find everything at hand."""
     # Emulated code is translated when it first runs: that is paid for where nobody looks.
     private = await contexts.create()
     for cell in _CELLS:
