@@ -17,7 +17,7 @@ from command_line import NOVA, nova
 from novasandbox.cli import app
 
 Run = Callable[..., tuple[int, str, str]]
-GROUPS = ("snapshot", "template")
+GROUPS = ("pool", "snapshot", "template")
 
 
 @pytest.fixture

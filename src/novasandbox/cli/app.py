@@ -29,6 +29,7 @@ _VERBS: dict[str, dict[str, tuple[str, str]]] = {
         "kill": ("sandboxes", "End sandboxes."),
         "pause": ("sandboxes", "Stop a sandbox's CPUs; its memory is kept."),
         "resume": ("sandboxes", "Let a paused sandbox run again."),
+        "pool": ("pools", "Keep sandboxes ready to be taken; list and end such pools."),
         "expose": ("sandboxes", "Open a port of this host that reaches the guest's."),
         "stats": ("stats", "Show what a sandbox uses."),
         "logs": ("logs", "Show a sandbox's console and its machine's log."),

@@ -10,16 +10,25 @@ from typing import Any
 
 from novasandbox.cli.output import note
 from novasandbox.cli.progress import build, shown
-from novasandbox.core.hypervisor import DEFAULT_TIMEOUT
+from novasandbox.core.hypervisor import DEFAULT_TIMEOUT, SandboxConfig
 from novasandbox.core.sandbox import Sandbox
 
 # A copy is made in a fraction of it; what takes longer waits for its template's snapshot.
 _LONG = 1.0
 
 
-async def make(settings: Mapping[str, Any], *, quiet: bool) -> Sandbox:
-    """A sandbox; a template that has to be built first is seen being built."""
+async def make(settings: Mapping[str, Any], *, quiet: bool, pool: bool = False) -> Sandbox:
+    """A sandbox; a template that has to be built first is seen being built.
+
+    pool: it is taken from one where that has any.
+    """
     create = Sandbox.create(**settings)  # checked before anything is built
+    if pool:
+        from novasandbox.core import standing
+
+        taken = await standing.take(SandboxConfig(**settings))
+        if taken is not None:
+            return taken
     if settings.get("snapshot") is None:
         await build(settings.get("template"), kernel=settings.get("kernel"), quiet=quiet)
     with shown(quiet=quiet or not os.isatty(2)) as progress:
@@ -35,7 +44,7 @@ async def make(settings: Mapping[str, Any], *, quiet: bool) -> Sandbox:
 
 @contextlib.asynccontextmanager
 async def fresh(
-    settings: Mapping[str, Any], *, detach: bool, quiet: bool
+    settings: Mapping[str, Any], *, detach: bool, quiet: bool, pool: bool = False
 ) -> AsyncIterator[Sandbox]:
     """A sandbox that is gone after the block; with `detach` it stays for another while.
 
@@ -43,7 +52,8 @@ async def fresh(
     we are killed.
     """
     lifetime = DEFAULT_TIMEOUT if detach else None
-    sandbox = await make({**settings, "timeout": lifetime, "detach": detach}, quiet=quiet)
+    settings = {**settings, "timeout": lifetime, "detach": detach}
+    sandbox = await make(settings, quiet=quiet, pool=pool)
     async with sandbox:
         if not detach:
             yield sandbox

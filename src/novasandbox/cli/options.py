@@ -112,7 +112,19 @@ def complete_snapshot(
     return found
 
 
+def pool_option(function: Function) -> Function:
+    """`--pool`."""
+    text = "Take it from a pool of its kind (nova pool), where one is ready."
+    return click.option("--pool", is_flag=True, help=text)(function)
+
+
 def machine_options(function: Function) -> Function:
+    """What a new sandbox shall be, and its name."""
+    name = click.option("--name", help="A name, unique among living sandboxes.")
+    return kind_options(name(function))
+
+
+def kind_options(function: Function) -> Function:
     """What a new sandbox shall be."""
     return _all(
         function,
@@ -133,7 +145,6 @@ def machine_options(function: Function) -> Function:
         click.option("--memory", type=size, help="Memory: 512M, 1G.  [default: 256M]"),
         click.option("--cpus", type=int, help="Virtual CPUs.  [default: 1]"),
         click.option("--disk", type=size, help="Writable disk: 4G.  [default: 2G]"),
-        click.option("--name", help="A name, unique among living sandboxes."),
         click.option("--provider", help="Hypervisor, as listed by nova doctor.  [default: auto]"),
         click.option(
             "--kernel",

@@ -17,6 +17,7 @@ from novasandbox.cli.options import (
     limit,
     machine_options,
     machine_settings,
+    pool_option,
     quiet_option,
 )
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--shell", is_flag=True, help="The code is for /bin/sh, not for Python.")
 @click.option("--timeout", type=duration, help="End the code, and all it started, after this long.")
 @click.option("--detach", is_flag=True, help="Keep the sandbox for 5 minutes after the code ended.")
+@pool_option
 @machine_options
 @command_options
 @json_option
@@ -41,6 +43,7 @@ def run_command(
     shell: bool,
     timeout: float | None,
     detach: bool,
+    pool: bool,
     env: tuple[str, ...],
     env_files: tuple[Path, ...],
     user: str | None,
@@ -69,7 +72,7 @@ def run_command(
     variables = environment(env, env_files)
 
     async def work(interrupts: Interrupts) -> int:
-        async with fresh(settings, detach=detach, quiet=quiet) as sandbox:
+        async with fresh(settings, detach=detach, quiet=quiet, pool=pool) as sandbox:
             job = Job(
                 await program.put_into(sandbox),
                 cwd=cwd,

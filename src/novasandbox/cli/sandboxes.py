@@ -21,6 +21,7 @@ from novasandbox.cli.options import (
     limit,
     machine_options,
     machine_settings,
+    pool_option,
     quiet_option,
 )
 from novasandbox.cli.output import human_size, human_time, note, print_json, print_table
@@ -46,6 +47,7 @@ def info_data(info: SandboxInfo) -> dict[str, Any]:
 )
 @click.option("--detach", is_flag=True, help="It stays when this command ends; always so here.")
 @click.option("--metadata", multiple=True, metavar="K=V", help="A label of your own.")
+@pool_option
 @machine_options
 @command_options
 @json_option
@@ -54,6 +56,7 @@ def start_command(
     timeout: float,
     detach: bool,
     metadata: tuple[str, ...],
+    pool: bool,
     env: tuple[str, ...],
     env_files: tuple[Path, ...],
     user: str | None,
@@ -81,7 +84,7 @@ def start_command(
     }
 
     async def work(_interrupts: loop.Interrupts) -> int:
-        async with await make(settings, quiet=quiet) as sandbox:
+        async with await make(settings, quiet=quiet, pool=pool) as sandbox:
             if as_json:
                 print_json(info_data(await sandbox.info()))
             else:

@@ -1,4 +1,4 @@
-"""The keeper: one small process per user that holds the detached sandboxes.
+"""The keeper: one small process per user that holds the detached sandboxes, and pools.
 
 Started when first needed, gone when it has held nothing for a while. It makes sandboxes
 for others, takes over those whose holder died, and enforces their time-to-live.
@@ -17,7 +17,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from novasandbox.core import creation, registry, sockets
 from novasandbox.core.gate import CONTROL, failure_text
@@ -35,6 +35,9 @@ from novasandbox.guest.frames import (
     encode_fields,
 )
 from novasandbox.guest.protocol import ATTACH_MAGIC, DEFAULT_WINDOW, VERSION, Frame, Tag
+
+if TYPE_CHECKING:
+    from novasandbox.core.standing import Standing
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +87,8 @@ class Keeper:
         self._stop = asyncio.Event()
         self._adopting = asyncio.Lock()
         self._adoptions: set[asyncio.Task[None]] = set()
+        self._endings: set[asyncio.Task[None]] = set()
+        self._pools: Standing | None = None
 
     async def run(self, ready: int | None) -> None:
         """Serve until nothing has been held for a minute, or SIGTERM."""
@@ -105,6 +110,10 @@ class Keeper:
         if self._adoptions:
             await asyncio.wait(set(self._adoptions), timeout=_FAREWELL)
         _socket_path().unlink(missing_ok=True)
+        if self._pools is not None:
+            await self._pools.close()
+        if self._endings:
+            await asyncio.wait(set(self._endings))
         for holder in list(self._holders.values()):
             await holder.let_go()
 
@@ -175,6 +184,28 @@ class Keeper:
         if holder is not None:
             await holder.kill()
 
+    def pools(self) -> Standing:
+        """The pools that are kept here."""
+        if self._pools is None:
+            from novasandbox.core.standing import Standing  # It stands on this module.
+
+            self._pools = Standing()
+        return self._pools
+
+    async def take(self, settings: Mapping[str, Any]) -> str | None:
+        """Take a sandbox from a pool; gives its id, None where none is ready."""
+        holder = await self.pools().take(SandboxConfig(**settings))
+        if holder is None:
+            return None
+        self._hold(holder)
+        return holder.id
+
+    def give_back(self, identity: str) -> None:
+        """Whoever had taken a sandbox for as long as he is there has gone: end it."""
+        task = asyncio.create_task(self.kill(identity))
+        self._endings.add(task)
+        task.add_done_callback(self._endings.discard)
+
     def called(self, change: int) -> None:
         """A caller has come (1) or gone (-1): while any is there, the keeper stays."""
         self.callers += change
@@ -184,7 +215,7 @@ class Keeper:
         if self._idle is not None:
             self._idle.cancel()
             self._idle = None
-        if not self._holders and not self._making and not self.callers:
+        if not (self._holders or self._making or self.callers or self._pools):
             loop = asyncio.get_running_loop()
             self._idle = loop.call_later(_IDLE, self._stop.set)
 
@@ -197,6 +228,7 @@ class _Caller(asyncio.Protocol):
         self._parser = Parser()
         self._transport: asyncio.Transport | None = None
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._lent: list[str] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -253,6 +285,17 @@ class _Caller(asyncio.Protocol):
                 return await self._keeper.wake(str(arguments["id"]))
             case "kill":
                 return await self._keeper.kill(str(arguments["id"]))
+            case "take":
+                identity = await self._keeper.take(arguments["settings"])
+                if identity is not None and not arguments["settings"]["detach"]:
+                    self._lent.append(identity)
+                return identity
+            case "pool_start":
+                return await self._keeper.pools().start(**arguments)
+            case "pool_stop":
+                return await self._keeper.pools().stop(str(arguments["name"]))
+            case "pool_list":
+                return self._keeper.pools().list()
             case "adopt":
                 return await asyncio.shield(self._keeper.adoption())
         raise InvalidRequest(f"the keeper knows no verb {name!r}")
@@ -261,6 +304,8 @@ class _Caller(asyncio.Protocol):
         # A maker that went away takes its half-made sandbox with it.
         for task in self._tasks.values():
             task.cancel()
+        for identity in self._lent:
+            self._keeper.give_back(identity)
         self._keeper.called(-1)
 
 
@@ -282,20 +327,21 @@ async def ensure_keeper(*, adopt: str | None = None) -> None:
 
 async def take_back(identity: str) -> None:
     """Have the keeper end a sandbox that it made for us, and that nobody will use."""
-    await _ask("kill", id=identity)
+    await ask("kill", id=identity)
 
 
 async def wake_detached(identity: str) -> None:
     """Have the keeper wake a sandbox and hold it."""
-    await _ask("wake", id=identity)
+    await ask("wake", id=identity)
 
 
 async def create_detached(settings: Mapping[str, Any]) -> str:
     """Have the keeper make a sandbox; gives its id. Cancelling takes it back."""
-    return str(await _ask("create", settings=dict(settings)))
+    return str(await ask("create", settings=dict(settings)))
 
 
-async def _ask(verb: str, **arguments: Any) -> Any:
+async def ask(verb: str, **arguments: Any) -> Any:
+    """Have the keeper do something, started where none runs. Raises what it raises."""
     from novasandbox.core.session import RemoteChannel, call
 
     channel = RemoteChannel(_dial_keeper, holder=os.urandom(16))
@@ -306,12 +352,17 @@ async def _ask(verb: str, **arguments: Any) -> Any:
         await channel.close()
 
 
+async def dial_running(protocol: asyncio.Protocol) -> asyncio.Transport:
+    """Connect to the keeper that runs. Raises OSError where none does."""
+    return await sockets.dial(_socket_path(), protocol)
+
+
 async def _dial_keeper(protocol: asyncio.Protocol) -> asyncio.Transport:
     # Several may start one at once, or meet one that is about to leave: whoever finds
     # nobody starts it again, until the caller's deadline.
     while True:
         try:
-            return await sockets.dial(_socket_path(), protocol)
+            return await dial_running(protocol)
         except (ConnectionRefusedError, FileNotFoundError):
             await asyncio.to_thread(_start)
         await asyncio.sleep(0.02)

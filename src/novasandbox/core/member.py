@@ -24,7 +24,7 @@ from novasandbox.guest.contexts import Contexts
 log = logging.getLogger(__name__)
 
 # What a taker may still say; everything else is settled when it is made.
-_LATE = ("name", "env", "metadata", "timeout", "cwd", "user")
+LATE = ("name", "env", "metadata", "timeout", "on_timeout", "cwd", "user", "detach")
 # The paths that most cells take: an expression, and statements that print.
 _CELLS = ("6 * 7", "x = 1\nprint(x)\nx")
 # Python rewrites what has run eight times, and then it is other code that is emulated.
@@ -87,7 +87,19 @@ class Member:
         self.on_end(None)
         await self._holder.kill()
 
-    async def assign(self, config: SandboxConfig) -> Sandbox:
+    @property
+    def holder(self) -> Holder:
+        """Who holds it."""
+        return self._holder
+
+    def sandbox(self) -> Sandbox:
+        """It as its taker sees it."""
+        sandbox = Sandbox(LocalSession(self._holder), self._holder.record)
+        if self._contexts is not None:
+            sandbox.contexts = self._contexts  # With the connection that it has at hand.
+        return sandbox
+
+    async def assign(self, config: SandboxConfig) -> None:
         """Give it to somebody: an identity of its own, his settings, a life that begins now.
 
         config: as it was made, but for what a taker may say. Raises NameTaken, and it is as
@@ -111,10 +123,8 @@ class Member:
                 await self._end_interpreter()
         self.on_end(None)
         holder.watch_time()
-        sandbox = Sandbox(LocalSession(holder), holder.record)
-        if self._contexts is not None:
-            sandbox.contexts = self._contexts  # With the connection that it has at hand.
-        return sandbox
+        if config.detach:
+            holder.require_machine().outlive_owner()
 
     async def _write_and_configure(self, config: SandboxConfig) -> None:
         if config.name is not None:
@@ -145,7 +155,7 @@ class Member:
             raise
 
     def _written(self, config: SandboxConfig) -> Record:
-        late = {key: value for key, value in registry.config_data(config).items() if key in _LATE}
+        late = {key: value for key, value in registry.config_data(config).items() if key in LATE}
         deadline = None if config.timeout is None else time.time() + config.timeout
         return registry.assign(
             self._holder.record, {**self._holder.record.config, **late}, deadline

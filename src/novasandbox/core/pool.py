@@ -96,7 +96,8 @@ class Pool:
         self._label = replace(self._config, metadata={LABEL: self._name}).metadata
         self._idle: deque[Member] = deque()
         self._takers: deque[_Taker] = deque()
-        self._onlookers: set[asyncio.Future[None]] = set()
+        # Those who wait until so many are ready.
+        self._onlookers: dict[asyncio.Future[None], int] = {}
         self._making: set[asyncio.Task[None]] = set()
         self._ending: set[asyncio.Task[None]] = set()
         self._filling: asyncio.Task[None] | None = None
@@ -166,6 +167,10 @@ class Pool:
         )
         if timeout_wait is not None and not timeout_wait >= 0:
             raise InvalidConfig(f"timeout_wait={timeout_wait!r}", why="it must be seconds, or None")
+        return (await self.assigned(config, timeout_wait)).sandbox()
+
+    async def assigned(self, config: SandboxConfig, timeout_wait: float | None) -> Member:
+        """A member that is `config` now, of the pool's own kind; see `acquire`."""
         self.start()
         loop = asyncio.get_running_loop()
         deadline = None if timeout_wait is None else loop.time() + timeout_wait
@@ -173,9 +178,9 @@ class Pool:
         while True:
             member = await self._next(deadline, first=lost > 0)
             try:
-                sandbox = await member.assign(config)
+                await member.assign(config)
                 self._losses = 0
-                return sandbox
+                return member
             except NameTaken:
                 self._offer(member, first=True)
                 raise
@@ -190,19 +195,20 @@ class Pool:
                 self._end(member)
                 raise
 
-    async def ready(self) -> None:
-        """Wait until all of `size` are ready, however long the host is too busy to make them.
+    async def ready(self, count: int | None = None) -> None:
+        """Wait until so many are ready, however long the host is too busy to make them.
 
-        Raises what went wrong where one cannot be made.
+        count: all of `size` unless given. Raises what went wrong where one cannot be made.
         """
         self.start()
-        if len(self._idle) < self._size:
+        wanted = self._size if count is None else min(count, self._size)
+        if len(self._idle) < wanted:
             onlooker: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._onlookers.add(onlooker)
+            self._onlookers[onlooker] = wanted
             try:
                 await onlooker
             finally:
-                self._onlookers.discard(onlooker)
+                del self._onlookers[onlooker]
 
     def start(self) -> None:
         """Begin to make them, in the loop that runs. Raises InvalidRequest when it is closed."""
@@ -320,10 +326,9 @@ class Pool:
             self._idle.appendleft(member)
         else:
             self._idle.append(member)
-        if len(self._idle) >= self._size:
-            for onlooker in self._onlookers:
-                if not onlooker.done():
-                    onlooker.set_result(None)
+        for onlooker, wanted in self._onlookers.items():
+            if len(self._idle) >= wanted and not onlooker.done():
+                onlooker.set_result(None)
 
     def _lost(self, member: Member) -> None:
         """A member has ended by itself, or by somebody else's doing."""

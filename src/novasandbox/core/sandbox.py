@@ -18,7 +18,7 @@ from novasandbox.core.hypervisor import (
 )
 from novasandbox.core.info import Logs, Metrics, SandboxInfo, info_of
 from novasandbox.core.registry import Record
-from novasandbox.core.session import RemoteSession, Session
+from novasandbox.core.session import Session
 from novasandbox.core.snapshots import Snapshot
 from novasandbox.errors import (
     GuestUnreachable,
@@ -458,11 +458,11 @@ class Sandbox:
         traceback: TracebackType | None,
     ) -> None:
         """Kill it, unless it is detached, or was put to sleep."""
-        remote = isinstance(self._session, RemoteSession)
-        if remote or self._record.config.get("detach") or self.state is SandboxState.HIBERNATED:
-            await self.close()
-        else:
+        stays = self._record.config.get("detach") or self.state is SandboxState.HIBERNATED
+        if self._session.ends_with_handle and not stays:
             await self.kill()
+        else:
+            await self.close()
 
     # Looking at it.
 

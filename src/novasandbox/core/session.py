@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from novasandbox.core import creation, registry, sleeping, sockets
 from novasandbox.core.exhaustion import host_limits
@@ -40,6 +40,8 @@ class Session(abc.ABC):
     """A way to a sandbox's guest and to its holder."""
 
     channel: Channel
+    ends_with_handle = False
+    """Whether leaving the handle's block ends the sandbox, unless it is detached."""
 
     @abc.abstractmethod
     async def control(self, verb: str, **arguments: Any) -> Any:
@@ -60,6 +62,8 @@ class Session(abc.ABC):
 
 class LocalSession(Session):
     """This process is the holder."""
+
+    ends_with_handle = True
 
     def __init__(self, holder: Holder) -> None:
         assert holder.channel is not None
@@ -185,7 +189,7 @@ class RemoteSession(Session):
         self.channel = channel
 
     @classmethod
-    async def connect(cls, record: Record) -> RemoteSession:
+    async def connect(cls, record: Record) -> Self:
         """Reach the holder of a sandbox. Raises OSError where nobody holds it."""
         path = record.directory / "api.sock"
         channel = RemoteChannel(

@@ -104,15 +104,15 @@ class Pool(Handle):
 
         return Sandbox(self._call(taken, undo=lambda made: made.kill()))
 
-    def ready(self) -> None:
-        """Wait until all of `size` are ready, however long the host is too busy to make them.
+    def ready(self, count: int | None = None) -> None:
+        """Wait until so many are ready, however long the host is too busy to make them.
 
-        Raises what went wrong where one cannot be made.
+        count: all of `size` unless given. Raises what went wrong where one cannot be made.
         """
 
         async def full() -> None:
             self._begin()
-            await self._pool.ready()
+            await self._pool.ready(count)
 
         self._call(full)
 
