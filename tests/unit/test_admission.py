@@ -283,7 +283,6 @@ async def test_who_is_cancelled_leaves_no_place_taken() -> None:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
     # A thread that had begun takes its place all the same, and nobody gets it.
-    await asyncio.get_running_loop().shutdown_default_executor()
     await until(lambda: admission.usage().sandboxes == 0, within=5)
 
 

@@ -106,7 +106,9 @@ async def test_a_users_template_lies_in_the_home(lab: Lab) -> None:
 async def test_an_unknown_template_is_told_with_the_nearest_names(lab: Lab) -> None:
     with pytest.raises(TemplateNotFound, match="Did you mean debian-python"):
         await lab.manager().get("debian-pyhton")
-    with pytest.raises(TemplateNotFound, match="There are: alpine-python, debian-python, debian-science, mine"):
+    with pytest.raises(
+        TemplateNotFound, match="alpine-python, debian-python, debian-science, mine"
+    ):
         await lab.manager().get("zzzz")
 
 
