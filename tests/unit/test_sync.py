@@ -41,7 +41,7 @@ TWINS = [
     (guest_process.Stdin, sync.Stdin),
 ]
 # What the parts of the library use among each other.
-NOT_FOR_USERS = {"check", "collect", "collected", "iterates", "rehearse"}
+NOT_FOR_USERS = {"assigned", "check", "collect", "collected", "iterates", "rehearse"}
 OF_BLOCKS = {
     "__aenter__": "__enter__",
     "__aexit__": "__exit__",
