@@ -24,6 +24,7 @@ class Uniqueness:
     def __init__(self) -> None:
         self._map = _mapped()
         self._seen = self._map[:] if self._map is not None else b""
+        self._stamp = _stamp()
         self.settings = _settings()
         self.cwd: str | None = _cwd()
 
@@ -44,6 +45,9 @@ class Uniqueness:
         since they were applied last stays.
         """
         reseed()
+        stamp = _stamp()
+        if stamp == self._stamp:  # The agent writes them only where they change.
+            return
         settings = _settings()
         if settings is None:
             return
@@ -63,6 +67,7 @@ class Uniqueness:
                 return
             os.environ["PWD"] = wanted
             self.cwd = wanted
+        self._stamp = stamp
 
 
 def reseed() -> None:
@@ -93,6 +98,15 @@ def _mapped() -> mmap.mmap | None:
         return None
     finally:
         os.close(descriptor)
+
+
+def _stamp() -> tuple[int, int] | None:
+    """Another one once the settings were written: looking at it is far quicker than reading."""
+    try:
+        found = os.stat(_ENVIRONMENT)
+    except OSError:
+        return None
+    return found.st_ctime_ns, found.st_size
 
 
 def _settings() -> dict[str, str] | None:
