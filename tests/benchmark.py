@@ -21,9 +21,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "native"))
 
-from bench import boot, clone, copies, pool, report, start, warm
+from bench import boot, clone, copies, forks, pool, report, sleeping, start, warm
 from bench.floor import Floor, prepare
 from bench.result import Result
+from novasandbox.core.home import home
 
 Outcome = list[Result] | Awaitable[list[Result]]
 
@@ -46,9 +47,11 @@ MEASURES = (
     Measure(["cold"], boot.cold, 9),
     Measure(["copy"], copies.copy, 30),
     Measure(["pool"], pool.taken, 30),
-    Measure(["run-code"], copies.run_code, 300, needs_floor=False),
-    Measure(["fork", "fork-pause"], copies.fork, 15, needs_floor=False),
-    Measure(["hibernate", "wake"], copies.sleep, 15, needs_floor=False),
+    Measure(["run-code", "run-code-tail"], copies.run_code, 300),
+    Measure(["fork", "fork-pause"], forks.fork, 15),
+    Measure(["fork-10g", "fork-10g-pause"], forks.fork_large, 15),
+    Measure(["hibernate", "wake"], sleeping.sleep, 15),
+    Measure(["hibernate-bytes"], sleeping.written, 3, needs_floor=False),
     Measure(["ping"], warm.ping, 500),
     Measure(["exec-true-list", "exec-true-shell"], warm.execs, 200),
     Measure(["files-up", "files-down"], warm.files, 7),
@@ -63,7 +66,9 @@ def chosen(only: Sequence[str]) -> list[Measure]:
     return [each for each in MEASURES if set(only) & set(each.names)]
 
 
-async def take(measures: Sequence[Measure], n: int | None, folder: Path) -> list[Result]:
+async def take(
+    measures: Sequence[Measure], n: int | None, folder: Path, beside: Path
+) -> list[Result]:
     """One measure after the other; what each takes is told on stderr."""
     floor: Floor | None = None
     results: list[Result] = []
@@ -71,7 +76,7 @@ async def take(measures: Sequence[Measure], n: int | None, folder: Path) -> list
         print(f"{', '.join(measure.names)} …", file=sys.stderr, flush=True)
         arguments: list[Any] = [n or measure.n]
         if measure.needs_floor:
-            floor = floor or await prepare(folder)
+            floor = floor or await prepare(folder, beside)
             arguments.insert(0, floor)
         outcome = measure.take(*arguments)
         results += await outcome if inspect.isawaitable(outcome) else outcome
@@ -93,8 +98,12 @@ def main() -> int:
     """Measure, print, write."""
     options = parse()
     facts = report.host()
-    with tempfile.TemporaryDirectory(prefix="nova-bench-", dir=_in_memory()) as folder:
-        results = asyncio.run(take(chosen(options.only), options.n, Path(folder)))
+    with (
+        tempfile.TemporaryDirectory(prefix="nova-bench-", dir=_in_memory()) as folder,
+        tempfile.TemporaryDirectory(prefix=".bench-", dir=home()) as beside,
+    ):
+        measures = chosen(options.only)
+        results = asyncio.run(take(measures, options.n, Path(folder), Path(beside)))
     if options.only:
         results = [each for each in results if _is_named(each, options.only)]
     report.print_host(facts)
@@ -105,7 +114,7 @@ def main() -> int:
 
 
 def _in_memory() -> str | None:
-    """A folder in memory where there is one: the host's disk is not what is measured."""
+    """A folder in memory where there is one; what a sandbox keeps on a disk goes to its own."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 

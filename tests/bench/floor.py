@@ -38,13 +38,18 @@ _SOURCES = native_build.Component("floor-init", Path(__file__).parent)
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """What every bare machine boots from."""
+    """What every bare machine boots from.
+
+    folder: in memory. beside: on the file system on which sandboxes lie, for what the same by
+    hand has to write there too.
+    """
 
     artifacts: Artifacts
     program: Program
     hardware: Hardware
     files: Files
     folder: Path
+    beside: Path
 
     @contextlib.contextmanager
     def process(self) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
@@ -157,7 +162,7 @@ class FloorGuest:
         return data
 
 
-async def prepare(folder: Path) -> Floor:
+async def prepare(folder: Path, beside: Path) -> Floor:
     """Build the template where it is missing, compile floor_init.c, and pack its initramfs."""
     manager = TemplateManager()
     artifacts = await manager.artifacts("debian-python")
@@ -173,7 +178,7 @@ async def prepare(folder: Path) -> Floor:
     files = Files(
         str(artifacts.kernel), str(ram), str(artifacts.rootfs), str(disk.path / scratch.IMAGE)
     )
-    return Floor(artifacts, program, hardware, files, folder)
+    return Floor(artifacts, program, hardware, files, folder, beside)
 
 
 def first_words(path: Path) -> bytes:

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import tempfile
 import time
+from collections.abc import AsyncIterator
+from pathlib import Path
 
-from bench.copies import CONFIG, bare
+from bench.bare import Saved, restored, template
+from bench.copies import config
 from bench.floor import DISK_MIB, MEMORY_MIB, VCPUS, Floor, milliseconds
 from bench.result import Result, Target
 from novasandbox import Pool
-from novasandbox.core import provider_choice, template_snapshot
+from novasandbox.core import sockets
 from novasandbox.core.member import warm_interpreter
-from novasandbox.core.preparation import prepare
-from novasandbox.core.template_snapshot import Origin
+from novasandbox.guest.channel import Channel
+from novasandbox.guest.client import Guest
+from novasandbox.guest.contexts import Contexts
+from novasandbox.guest.files import Files
+from novasandbox.guest.process import Processes
+from novasandbox.guest.python import Interpreter
 
 _WARM_UP = 2
 # Seconds until the machine that was made last is at rest: it is taken by somebody who comes later.
@@ -21,14 +31,11 @@ _REST = 0.3
 
 async def taken(floor: Floor, n: int) -> list[Result]:
     """Acquire to the first cell's result, against a bare QEMU that is warm and asked by hand."""
-    provider, _ = await provider_choice.choose("auto")
     figures, floors = [], []
     async with Pool(size=1, vcpus=VCPUS, memory_mib=MEMORY_MIB, disk_mib=DISK_MIB) as pool:
-        with await prepare(CONFIG) as prepared:
-            origin = await template_snapshot.obtain(provider, prepared, CONFIG)
-            assert origin is not None
+        async with template(floor, config()) as saved:
             for turn in range(_WARM_UP + n):
-                bare_one, ours = await _bare_taken(floor, origin, pool), await _our_taken(pool)
+                bare_one, ours = await _bare_taken(floor, saved, pool), await _our_taken(pool)
                 if turn >= _WARM_UP:
                     floors.append(bare_one)
                     figures.append(ours)
@@ -44,9 +51,9 @@ async def _our_taken(pool: Pool) -> float:
         return milliseconds(start)
 
 
-async def _bare_taken(floor: Floor, origin: Origin, pool: Pool) -> float:
+async def _bare_taken(floor: Floor, saved: Saved, pool: Pool) -> float:
     """The same two round trips: an identity of its own, and a cell."""
-    async with bare(floor, origin) as (guest, contexts):
+    async with _bare(floor, saved) as (guest, contexts):
         await guest.configure(hostname="floor")
         await warm_interpreter(contexts)
         await pool.ready()
@@ -55,3 +62,24 @@ async def _bare_taken(floor: Floor, origin: Origin, pool: Pool) -> float:
         await guest.configure(hostname="taken")
         assert (await contexts.run("6*7")).text == "42"
         return milliseconds(start)
+
+
+@contextlib.asynccontextmanager
+async def _bare(floor: Floor, saved: Saved) -> AsyncIterator[tuple[Guest, Contexts]]:
+    """A bare machine that is spoken to as by us, since it is to be warmed like ours."""
+    with (
+        tempfile.TemporaryDirectory(dir=floor.beside) as name,
+        restored(floor, saved, Path(name)) as machine,
+    ):
+        channel = Channel(
+            lambda protocol: sockets.dial(machine.agent, protocol),
+            holder=os.urandom(16),
+            takeover=True,
+        )
+        try:
+            await channel.open(30)
+            processes, files = Processes(channel, ""), Files(channel, "")
+            interpreter = Interpreter(channel, processes, files, "")
+            yield Guest(channel, ""), Contexts(channel, interpreter, "")
+        finally:
+            await channel.close()

@@ -5,14 +5,16 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
+
+Figure = Literal["p50", "p99", "ratio"]
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
     """What a figure shall be: at most, or at least, so much."""
 
-    figure: Literal["p50", "ratio"]
+    figure: Figure
     relation: Literal["<=", ">="]
     value: float
 
@@ -28,7 +30,7 @@ class Target:
 class Result:
     """The samples of one measure, and those of its floor.
 
-    unit: `ms`, or `MB/s`, of which more is better: its p95 and p99 are then the slow end too.
+    unit: as `ms`, or `MB/s`, of which more is better: its p95 and p99 are then the slow end too.
     """
 
     name: str
@@ -36,6 +38,14 @@ class Result:
     samples: Sequence[float]
     floor: Sequence[float] = ()
     target: Target | None = None
+
+    @classmethod
+    def of_pairs(
+        cls, name: str, unit: str, pairs: Sequence[tuple[float, float]], target: Target
+    ) -> Self:
+        """From pairs of ours and the floor's."""
+        ours, floor = zip(*pairs, strict=True)
+        return cls(name, unit, ours, floor, target)
 
     @property
     def p50(self) -> float:
@@ -57,7 +67,8 @@ class Result:
         """Whether the target is met; None where there is none."""
         if self.target is None:
             return None
-        value = self.p50 if self.target.figure == "p50" else self.ratio
+        figures = {"p50": self.p50, "p99": self.quantile(0.99), "ratio": self.ratio}
+        value = figures[self.target.figure]
         return value is not None and self.target.is_met_by(value)
 
     def quantile(self, fraction: float) -> float:

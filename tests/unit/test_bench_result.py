@@ -11,7 +11,7 @@ from typing import Literal
 import pytest
 
 from bench import report
-from bench.result import Result, Target
+from bench.result import Figure, Result, Target
 
 BENCHMARK = Path(__file__).resolve().parents[1] / "benchmark.py"
 KEYS = ["name", "unit", "n", "p50", "p95", "p99", "floor_p50", "ratio", "target"]
@@ -62,13 +62,24 @@ def test_without_a_floor_there_is_no_ratio() -> None:
         *[(">=", 1.9, True), (">=", 2, True), (">=", 2.1, False)],
     ],
 )
-@pytest.mark.parametrize("figure", ["p50", "ratio"])
+@pytest.mark.parametrize(
+    ("figure", "samples", "floor"),
+    [
+        ("p50", [1.0, 2.0, 9.0], [5.0]),
+        ("ratio", [1.0, 2.0, 9.0], [1.0]),
+        ("p99", [1.0, 1.0, 1.0, 2.0, 2.0, 2.0], [5.0]),
+    ],
+)
 def test_a_target_is_met_at_most_or_at_least(
-    figure: Literal["p50", "ratio"], relation: Literal["<=", ">="], value: float, is_met: bool
+    figure: Figure,
+    samples: list[float],
+    floor: list[float],
+    relation: Literal["<=", ">="],
+    value: float,
+    is_met: bool,
 ) -> None:
-    # The one that is asked for is 2, and the ratio is another where it is not asked for.
-    floor = [1.0] if figure == "ratio" else [5.0]
-    result = Result("a", "ms", [1.0, 2.0, 9.0], floor, Target(figure, relation, value))
+    # The one that is asked for is 2, and the others are not.
+    result = Result("a", "ms", samples, floor, Target(figure, relation, value))
     assert result.verdict is is_met
 
 
