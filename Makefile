@@ -35,9 +35,9 @@ format: ## Format the code, and mend what the linter can mend
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-bench: ## Measure, each figure beside its floor (ARGS='--only NAME', '--json FILE')
+bench: ## Measure, each figure beside its floor (ARGS='--only NAME', '--json FILE'); draws them too
 	@$(SETUP) all
-	$(BIN)/python tests/benchmark.py $(ARGS)
+	$(BIN)/python tests/benchmark.py --plot build/benchmark.svg $(ARGS)
 
 soak: ## Run the tests that take long (those marked soak)
 	@$(SETUP) all

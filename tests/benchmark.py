@@ -1,6 +1,6 @@
 """How fast it is, each figure beside its floor in the same run.
 
-    benchmark.py [--only NAME] [--json FILE] [-n N]
+    benchmark.py [--only NAME] [--json FILE] [--plot FILE] [-n N]
 
 A floor is what the same machine does with nothing of this library around it (bench/floor.py).
 Floor and figure take turns, so that a busy host slows both; compare ratios, not milliseconds.
@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import inspect
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
@@ -21,11 +22,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "native"))
 
-from bench import boot, clone, copies, forks, pool, report, sleeping, start, warm
+from bench import boot, clone, copies, forks, many, plot, pool, quicksand, report, sleeping, start, warm
 from bench.floor import Floor, prepare
 from bench.result import Result
 from novasandbox.core.home import home
+from novasandbox.errors import NovaError
 
+_FAILURES = (NovaError, OSError, RuntimeError, AssertionError, subprocess.SubprocessError)
 Outcome = list[Result] | Awaitable[list[Result]]
 
 
@@ -52,6 +55,10 @@ MEASURES = (
     Measure(["fork-10g", "fork-10g-pause"], forks.fork_large, 15),
     Measure(["hibernate", "wake"], sleeping.sleep, 15),
     Measure(["hibernate-bytes"], sleeping.written, 3, needs_floor=False),
+    Measure(["row"], many.row, 300, needs_floor=False),
+    Measure(["alive"], many.alive, 50),
+    Measure(["at-once"], many.at_once, 3, needs_floor=False),
+    Measure(["quicksand-boot"], quicksand.boot, 3, needs_floor=False),
     Measure(["ping"], warm.ping, 500),
     Measure(["exec-true-list", "exec-true-shell"], warm.execs, 200),
     Measure(["files-up", "files-down"], warm.files, 7),
@@ -68,19 +75,26 @@ def chosen(only: Sequence[str]) -> list[Measure]:
 
 async def take(
     measures: Sequence[Measure], n: int | None, folder: Path, beside: Path
-) -> list[Result]:
-    """One measure after the other; what each takes is told on stderr."""
+) -> tuple[list[Result], list[str]]:
+    """One measure after the other, and the names of those that failed."""
     floor: Floor | None = None
     results: list[Result] = []
+    failed: list[str] = []
     for measure in measures:
-        print(f"{', '.join(measure.names)} …", file=sys.stderr, flush=True)
+        load = os.getloadavg()[0]
+        print(f"{', '.join(measure.names)} (load {load:.1f}) …", file=sys.stderr, flush=True)
         arguments: list[Any] = [n or measure.n]
         if measure.needs_floor:
             floor = floor or await prepare(folder, beside)
             arguments.insert(0, floor)
-        outcome = measure.take(*arguments)
-        results += await outcome if inspect.isawaitable(outcome) else outcome
-    return results
+        try:
+            outcome = measure.take(*arguments)
+            results += await outcome if inspect.isawaitable(outcome) else outcome
+        except _FAILURES as error:
+            # The others are worth having all the same.
+            print(f"{measure.names[0]} could not be measured: {error!r}", file=sys.stderr)
+            failed.append(measure.names[0])
+    return results, failed
 
 
 def parse() -> argparse.Namespace:
@@ -91,6 +105,7 @@ def parse() -> argparse.Namespace:
                         help=f"one of {', '.join(names)}; may be repeated")  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     parser.add_argument("-n", type=int, help="samples of each figure")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the distributions as SVG")
     return parser.parse_args()
 
 
@@ -103,14 +118,17 @@ def main() -> int:
         tempfile.TemporaryDirectory(prefix=".bench-", dir=home()) as beside,
     ):
         measures = chosen(options.only)
-        results = asyncio.run(take(measures, options.n, Path(folder), Path(beside)))
+        results, failed = asyncio.run(take(measures, options.n, Path(folder), Path(beside)))
     if options.only:
         results = [each for each in results if _is_named(each, options.only)]
-    report.print_host(facts)
+    print(report.host_line(facts))
     report.print_results(results)
     if options.json is not None:
         report.write_json(options.json, facts, results)
-    return 0
+    if options.plot is not None:
+        count = plot.write_svg(options.plot, report.host_line(facts), results)
+        print(f"{count} distributions are drawn in {options.plot}")
+    return 1 if failed else 0
 
 
 def _in_memory() -> str | None:

@@ -22,8 +22,8 @@ _LARGE_MIB = 10240
 _FILL = """
 import mmap, os
 file = os.open("/var/tmp/half", os.O_WRONLY | os.O_CREAT | os.O_DIRECT)
-block = mmap.mmap(-1, 8 << 20)
-for _ in range({mib} // 8):
+block = mmap.mmap(-1, 1 << 20)
+for _ in range({mib}):
     os.write(file, block)
 os.fsync(file)
 os.close(file)

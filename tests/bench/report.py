@@ -41,10 +41,10 @@ def _cpu_model() -> str:
     return next(names, platform.processor())
 
 
-def print_host(facts: dict[str, Any]) -> None:
+def host_line(facts: dict[str, Any]) -> str:
     """The host in one line."""
     load = " ".join(f"{each:g}" for each in facts["load"])
-    print(f"{facts['cpu']}, {facts['cpus']} CPUs, {facts['system']}; load {load}")
+    return f"{facts['cpu']}, {facts['cpus']} CPUs, {facts['system']}; load {load}"
 
 
 def print_results(results: Sequence[Result]) -> None:

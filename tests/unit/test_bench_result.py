@@ -7,14 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Literal
+from xml.etree import ElementTree
 
 import pytest
 
-from bench import report
+from bench import plot, report
 from bench.result import Figure, Result, Target
 
 BENCHMARK = Path(__file__).resolve().parents[1] / "benchmark.py"
 KEYS = ["name", "unit", "n", "p50", "p95", "p99", "floor_p50", "ratio", "target"]
+_SVG = "{http://www.w3.org/2000/svg}"
 TO_A_HUNDRED = [float(number) for number in range(101)]
 
 
@@ -104,6 +106,27 @@ def test_what_is_written_has_every_figure_rounded(tmp_path: Path) -> None:
             dict(zip(KEYS, ["b", "MB/s", 1, 4.0, 4.0, 4.0, None, None, None], strict=True)),
         ],
     }
+
+
+def test_pairs_of_ours_and_the_floors_are_taken_apart() -> None:
+    result = Result.of_pairs("a", "ms", [(3.0, 1.0), (5.0, 2.0)], Target("ratio", "<=", 2))
+    assert (result.samples, result.floor) == ((3, 5), (1, 2))
+
+
+def test_every_measure_with_a_distribution_is_drawn(tmp_path: Path) -> None:
+    results = [
+        Result("a<b", "ms", [3.0, 1.0, 2.0], [1.0, 1.5]),
+        Result("steady", "MB/s", [4.0, 4.0]),
+        Result("one", "ms", [4.0]),
+    ]
+    out = tmp_path / "out.svg"
+    assert plot.write_svg(out, "this host", results) == 2
+    root = ElementTree.parse(out).getroot()
+    words = [each.text for each in root.iter(f"{_SVG}text")]
+    assert "this host" in words
+    assert "a<b, 1.60 x its floor (n=3)" in words
+    # Two curves of the first, one of the second.
+    assert len(list(root.iter(f"{_SVG}path"))) == 3
 
 
 def test_the_benchmark_writes_host_and_results(tmp_path: Path) -> None:
