@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from bench import usage
-from bench.bare import restored, template
-from bench.copies import by_us, config, sandbox_of
+from bench.bare import template
+from bench.copies import bare_copy, by_us, config, sandbox_of
 from bench.floor import Floor, milliseconds
 from bench.result import Result, Target
 from novasandbox import Sandbox
@@ -27,11 +25,9 @@ _COUNTS: dict[str, Callable[[], int]] = {
 }
 _RESIDENT_MIB = 1.0
 """What a heap may move by and still be called the same."""
-_ALIVE_MIB = 24
 _IDLE_FOR = 10.0
 # After its first answer a guest has things to put away.
 _SETTLE = 5.0
-_BARE = 10
 
 
 async def row(n: int) -> list[Result]:
@@ -75,7 +71,7 @@ async def alive(floor: Floor, n: int) -> list[Result]:
     CPU: of its QEMU, its supervisor and its part of this process, against that of a bare clone.
     Memory: of its QEMU and supervisor, and what this process grew by for it.
     """
-    bare = await _bare_idle(floor)
+    bare_memory, bare_cpu = await _bare(floor, n)
     async with contextlib.AsyncExitStack() as stack:
         resident = _resident()
         sandboxes = [await stack.enter_async_context(sandbox_of()) for _ in range(n)]
@@ -91,10 +87,11 @@ async def alive(floor: Floor, n: int) -> list[Result]:
             start = time.perf_counter()
             await _answers(each, number)
             answered.append(milliseconds(start))
+    each_memory, each_cpu = memory / n / _MIB, _percent(idle / n)
     return [
         Result("alive-answer", "ms", answered),
-        Result("alive-memory", "MiB", [memory / n / _MIB], target=Target("p50", "<=", _ALIVE_MIB)),
-        Result("alive-cpu", "%", [_percent(idle / n)], bare, Target("ratio", "<=", 1.1)),
+        Result("alive-memory", "MiB", [each_memory], [bare_memory], Target("p50", "<=", 24)),
+        Result("alive-cpu", "%", [each_cpu], [bare_cpu], Target("ratio", "<=", 1.1)),
     ]
 
 
@@ -102,23 +99,17 @@ async def _answers(sandbox: Sandbox, number: int) -> None:
     assert (await sandbox.run_code(f"{number} * 2")).text == str(number * 2)
 
 
-async def _bare_idle(floor: Floor) -> list[float]:
-    """Percent of a CPU that each of some bare clones takes while it is idle."""
+async def _bare(floor: Floor, n: int) -> tuple[float, float]:
+    """MiB and percent of a CPU that each of `n` bare clones takes while all are idle."""
     async with template(floor, config()) as saved:
         with contextlib.ExitStack() as stack:
-            pids = []
-            for _ in range(_BARE):
-                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=floor.beside)))
-                machine = stack.enter_context(restored(floor, saved, folder))
-                machine.port.attach()
-                machine.port.configure()
-                assert b"42" in machine.port.cell("6*7")
-                pids.append(machine.child.pid)
+            machines = [stack.enter_context(bare_copy(floor, saved)) for _ in range(n)]
+            pids = [machine.child.pid for machine in machines]
             await asyncio.sleep(_SETTLE)
-            before = [usage.cpu_seconds([pid]) for pid in pids]
+            memory, before = usage.memory(pids), usage.cpu_seconds(pids)
             await asyncio.sleep(_IDLE_FOR)
-            after = [usage.cpu_seconds([pid]) for pid in pids]
-    return [_percent(b - a) for a, b in zip(before, after, strict=True)]
+            idle = usage.cpu_seconds(pids) - before
+    return memory / n / _MIB, _percent(idle / n)
 
 
 def _percent(seconds: float) -> float:

@@ -22,7 +22,8 @@ _SHOWN = 0.99
 
 def write_svg(path: Path, heading: str, results: Sequence[Result]) -> int:
     """Draw every measure that has a distribution; gives how many."""
-    drawn = [each for each in results if len(each.samples) >= _FEWEST]
+    known = {id(each.samples): each for each in reversed(results)}
+    drawn = [each for each in reversed(known.values()) if len(each.samples) >= _FEWEST]
     rows = -(-len(drawn) // _COLUMNS)
     width = _COLUMNS * (_WIDTH + 2 * _MARGIN)
     height = _HEAD + rows * (_HEIGHT + 2 * _MARGIN)
