@@ -22,7 +22,22 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "native"))
 
-from bench import boot, clone, copies, forks, many, plot, pool, quicksand, report, sleeping, start, warm
+from bench import (
+    blocks,
+    boot,
+    clone,
+    copies,
+    forks,
+    many,
+    phases,
+    plot,
+    pool,
+    quicksand,
+    report,
+    sleeping,
+    start,
+    warm,
+)
 from bench.floor import Floor, prepare
 from bench.result import Result
 from novasandbox.core.home import home
@@ -62,6 +77,10 @@ MEASURES = (
     Measure(["ping"], warm.ping, 500),
     Measure(["exec-true-list", "exec-true-shell"], warm.execs, 200),
     Measure(["files-up", "files-down"], warm.files, 7),
+    Measure(["blocks"], blocks.blocks, 5, extra=True),
+    Measure(["phases-copy"], phases.copy, 15, needs_floor=False, extra=True),
+    Measure(["phases-fork"], phases.fork, 15, needs_floor=False, extra=True),
+    Measure(["phases-hibernate", "phases-wake"], phases.sleep, 15, needs_floor=False, extra=True),
     Measure(["fresh-clone"], clone.fresh_clone, 1, needs_floor=False, extra=True),
 )
 

@@ -95,6 +95,8 @@ async def written(n: int) -> list[Result]:
                 assert in_use is not None
                 await sandbox.hibernate()
                 sizes[name].append((_size_asleep(sandbox) / _MIB, int(in_use) / 1024))
+            # Asleep it would outlive the block.
+            await sandbox.kill()
     return [
         Result.of_pairs(f"hibernate-bytes{name}", "MiB", each, _TARGET)
         for name, each in sizes.items()
