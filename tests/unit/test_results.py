@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -62,13 +63,63 @@ def test_events_are_the_same_whatever_pieces_they_come_in(size: int) -> None:
         event(wire.RESULT, json.dumps({f"text/{n}": "x" for n in range(40)}).encode()),
         event(wire.ERROR, b'{"name": "E", "value": 1, "traceback": ""}'),
         event(wire.ERROR, b"{}"),
+        event(wire.ERROR, b'{"name": "", "value": "", "traceback": ""}') * 2,
+        event(wire.LOST, b" " * (wire.MOST_PIECE + 1)),
         shown(text_plain="x") * (wire.MOST_BUNDLES + 1),
     ],
-    ids=range(17),
+    ids=range(19),
 )
 def test_what_is_no_event_is_refused(data: bytes) -> None:
     with pytest.raises(ProtocolViolation):
         Cell(None).feed(data)
+
+
+MANY = b"[" + b"[]," * wire.MOST_ITEMS + b"1]"
+COMMAS = json.dumps("," * (2 * wire.MOST_ITEMS)).encode()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        event(wire.DISPLAY, b'{"application/json":' + MANY + b"}"),
+        event(wire.DISPLAY, b'{"text/html":' + COMMAS + b',"application/json":' + MANY + b"}"),
+        event(wire.DISPLAY, b'{"application/json":%s}' % (b"[" + b"[]," * 333_333 + b"1]")) * 2,
+        event(wire.DISPLAY, b"{" + MANY + b":1}"),
+        event(wire.DISPLAY, b"{" + b'"a/b":"",' * 2 * wire.MOST_ITEMS + b'"a/c":""}'),
+        event(wire.DISPLAY, b'{"text/html":' + COMMAS),
+        event(wire.DISPLAY, b'{"text/html":' + COMMAS + b"}}"),
+        event(wire.DISPLAY, b'{"text/html":' + COMMAS + b',"x/json":' + b"[" * 200 + b"]" * 200),
+        event(wire.ERROR, b'{"name":' + MANY + b"}"),
+    ],
+    ids=range(9),
+)
+def test_objects_are_counted_before_they_are_made(data: bytes) -> None:
+    cell = Cell(None)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ProtocolViolation):
+            cell.feed(data)
+        # An empty list is 3 bytes of JSON and some 64 of memory.
+        assert tracemalloc.get_traced_memory()[1] < 100 * wire.MOST_ITEMS
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_comma_in_a_text_counts_for_nothing() -> None:
+    cell = Cell(None)
+    bundle = b'{"text/html": "%s", "application/json": [1, 2]}' % (b"," * 60_000)
+    for _ in range(100):
+        cell.feed(event(wire.DISPLAY, bundle))
+    assert len(cell.result().results) == 100
+
+
+def test_much_text_is_no_many_objects() -> None:
+    cell = Cell(None)
+    bundle = b'{ "text/html": ' + COMMAS + b', "application/json" : [1, {"a": null}] }'
+    cell.feed(event(wire.DISPLAY, bundle) * 3 + DONE)
+    for shown_one in cell.result().results:
+        assert shown_one["application/json"] == [1, {"a": None}]
+        assert len(shown_one["text/html"]) == 2 * wire.MOST_ITEMS
 
 
 @given(st.binary(max_size=300))

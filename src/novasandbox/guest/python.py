@@ -15,6 +15,7 @@ from novasandbox.errors import (
     OperationFailed,
     SandboxFailed,
 )
+from novasandbox.guest.bounded_json import mapping_of
 from novasandbox.guest.channel import Channel
 from novasandbox.guest.files import Files
 from novasandbox.guest.frames import FrameError
@@ -22,7 +23,6 @@ from novasandbox.guest.interpreter import wire
 from novasandbox.guest.launch import Launch
 from novasandbox.guest.process import OWN_NAME, Process, Processes, ProcessInfo
 from novasandbox.guest.protocol import STDOUT, Op, Tag
-from novasandbox.guest.results import mapping_of
 from novasandbox.guest.stream import PIECE
 
 _PACKAGE = "novasandbox/guest/interpreter"

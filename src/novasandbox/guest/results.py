@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import codecs
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from novasandbox.guest.bounded_json import bundle_of, mapping_of
 from novasandbox.guest.frames import FrameError
 from novasandbox.guest.interpreter import wire
 from novasandbox.guest.launch import DEFAULT_OUTPUT_LIMIT, Tail
@@ -24,11 +24,9 @@ _MOST = {
     wire.DISPLAY: wire.MOST_RESULTS,
     wire.ERROR: wire.MOST_ERROR,
     wire.DONE: wire.END.size,
-    wire.LOST: wire.MOST_ERROR,
+    wire.LOST: wire.MOST_PIECE,
 }
 _BUNDLES = (wire.RESULT, wire.DISPLAY)
-_MOST_DEPTH = 100
-_MOST_TYPE = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +87,7 @@ class Cell:
         self._text: str | None = None
         self._results: list[Mapping[str, Any]] = []
         self._shown = 0
+        self._items_left = wire.MOST_ITEMS
         self._error: CodeError | None = None
         self._count = 0
         self._left_out = False
@@ -145,9 +144,10 @@ class Cell:
         elif kind in _BUNDLES:
             self._take_bundle(kind, payload)
         elif kind == wire.ERROR:
-            self._error = CodeError(
-                *(_text(mapping_of(payload), key) for key in ("name", "value", "traceback"))
-            )
+            if self._error is not None:
+                raise FrameError("a cell raises twice")
+            error, _ = bundle_of(payload, 0)
+            self._error = CodeError(*(_text(error, key) for key in ("name", "value", "traceback")))
         elif kind == wire.LOST:
             self.lost = mapping_of(payload)
         else:
@@ -161,53 +161,17 @@ class Cell:
         self._shown += len(payload)
         if self._shown > wire.MOST_RESULTS or len(self._results) == wire.MOST_BUNDLES:
             raise FrameError("a cell shows more than it may")
-        bundle = mapping_of(payload)
+        bundle, items = bundle_of(payload, self._items_left)
+        self._items_left -= items
         if len(bundle) > wire.MOST_TYPES:
             raise FrameError(f"a result has {len(bundle)} types")
         for mime, value in bundle.items():
-            if len(mime) > _MOST_TYPE or not (isinstance(value, str) or mime.endswith("json")):
-                raise FrameError(f"a result of type {mime[:_MOST_TYPE]!r} is no text")
+            is_allowed = isinstance(value, str) or mime.endswith("json")
+            if len(mime) > wire.MOST_TYPE or not is_allowed:
+                raise FrameError(f"a result of type {mime[: wire.MOST_TYPE]!r} is no text")
         self._results.append(bundle)
         if kind == wire.RESULT:
             self._text = bundle.get(_PLAIN)
-
-
-def mapping_of(payload: bytes) -> dict[str, Any]:
-    """An object in JSON, of limited depth. Raises FrameError for anything else."""
-    try:
-        found = json.loads(payload)
-        if not payload.isascii() or b"\\ud" in payload.lower():
-            found = _without_surrogates(found)
-    except (ValueError, RecursionError) as error:
-        raise FrameError("a part of a result is no JSON", why=str(error)[:200]) from error
-    if not isinstance(found, dict) or _is_deeper(found, _MOST_DEPTH):
-        raise FrameError("a part of a result is no object, or nested too deeply")
-    return found
-
-
-def _without_surrogates(value: Any) -> Any:
-    """The same with U+FFFD for halves of characters, which no encoding could write."""
-    if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, list):
-        return [_without_surrogates(each) for each in value]
-    if isinstance(value, dict):
-        return {_without_surrogates(k): _without_surrogates(v) for k, v in value.items()}
-    return value
-
-
-def _is_deeper(value: Any, most: int) -> bool:
-    level = [value]
-    for _ in range(most):
-        level = [
-            below
-            for each in level
-            if isinstance(each, (dict, list))
-            for below in (each.values() if isinstance(each, dict) else each)
-        ]
-        if not level:
-            return False
-    return True
 
 
 def _text(mapping: Mapping[str, Any], key: str) -> str:

@@ -9,6 +9,7 @@ each connection and gives one answer. Integers are little-endian.
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 SERVER = b"\0nova/interpreter"
 CONTEXT = b"\0nova/context/"
@@ -38,7 +39,7 @@ MOST_CODE = 16 * 2**20
 MOST_PIECE = 65_536
 """Bytes of one event of output."""
 MOST_ERROR = 8 * 2**20
-"""Bytes of JSON of an error, or of how a process ended."""
+"""Bytes of JSON of an error."""
 MOST_MESSAGE = 1 << 20
 MOST_VALUE = 16 * 2**20
 """Bytes of JSON of one MIME type's data; text/plain is cut, anything else left out."""
@@ -46,6 +47,12 @@ MOST_RESULTS = 64 * 2**20
 """Bytes of JSON of all that one cell shows."""
 MOST_BUNDLES = 1_000
 MOST_TYPES = 32
+MOST_TYPE = 200
+"""Characters of the name of a MIME type."""
+MOST_DEPTH = 100
+"""Levels of what JSON holds, its bundle counted."""
+MOST_ITEMS = 1_000_000
+"""What `items_of` counts in all that one cell shows as JSON and not as text."""
 MOST_TRACEBACK = 256 * 2**10
 """Characters; its beginning and its end are kept."""
 MOST_CONTEXTS = 64
@@ -66,3 +73,23 @@ TAKEN = 75
 """The server's exit code where another one runs already."""
 TOO_OLD = 76
 """Its exit code where this Python is older than 3.8."""
+
+
+def items_of(text: str, start: int = 0, end: int | None = None) -> int:
+    """At least as many as the objects that a JSON text makes, numbers and texts counted."""
+    return sum(text.count(mark, start, len(text) if end is None else end) for mark in ",[{")
+
+
+def is_deeper(value: Any, most: int) -> bool:
+    """Whether what JSON holds has more than `most` levels."""
+    level = [value]
+    for _ in range(most):
+        level = [
+            below
+            for each in level
+            if isinstance(each, (dict, list, tuple))
+            for below in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return False
+    return True
