@@ -38,6 +38,7 @@ class Budget:
     def __init__(self) -> None:
         self.left = wire.MOST_RESULTS
         self.bundles = wire.MOST_BUNDLES
+        self.items = wire.MOST_ITEMS
         self.exceeded = False
 
     @property
@@ -48,22 +49,35 @@ class Budget:
     def encode(self, bundle: dict[str, Any]) -> bytes:
         """A bundle as JSON; empty where there is no room for it."""
         self.bundles -= 1
-        parts = []
+        texts: list[str] = []
+        others: list[str] = []
         for mime, value in list(bundle.items())[: wire.MOST_TYPES]:
             text = _encoded(mime, value)
             if len(text) > wire.MOST_VALUE and mime == PLAIN:
                 self.exceeded = True
                 text = _escape(middle_cut(value, wire.MOST_VALUE // 12))
-            if len(text) > wire.MOST_VALUE:
+            is_text = text.startswith('"')
+            if len(text) > wire.MOST_VALUE or len(mime) > wire.MOST_TYPE:
                 self.exceeded = True
-            elif text:
-                parts.append(_escape(mime) + ":" + text)
-        data = ("{" + ",".join(parts) + "}").encode()
+            elif text and (is_text or self._has_room_for(text, value)):
+                (texts if is_text else others).append(_escape(mime) + ":" + text)
+        # The host reads what is no text last, and knows by then how much of it there is.
+        data = ("{" + ",".join(texts + others) + "}").encode()
         if len(data) > self.left or self.bundles < 0:
             self.exceeded = True
             return b""
         self.left -= len(data)
         return data
+
+    def _has_room_for(self, text: str, value: Any) -> bool:
+        items = wire.items_of(text)
+        # The bundle itself is a level too. Only what has so many brackets can be so deep.
+        is_deep = items >= wire.MOST_DEPTH - 1 and wire.is_deeper(value, wire.MOST_DEPTH - 1)
+        if items > self.items or is_deep:
+            self.exceeded = True
+            return False
+        self.items -= items
+        return True
 
 
 def _encoded(mime: str, value: Any) -> str:

@@ -11,6 +11,7 @@ from novasandbox.guest.interpreter.display import middle_cut
 
 _OURS = os.path.dirname(__file__) + os.sep
 _MOST_VALUE = 64 * 2**10
+_MOST_NAME = 1_000
 
 
 def describe(error: BaseException) -> bytes:
@@ -18,7 +19,7 @@ def describe(error: BaseException) -> bytes:
     try:
         found = _described(error)
     except BaseException as second:  # noqa: BLE001  (its own methods failed, or memory is out)
-        found = {"name": type(error).__name__, "value": "", "traceback": ""}
+        found = {"name": _name(error), "value": "", "traceback": ""}
         found["value"] = f"it could not be shown: {type(second).__name__}"
     return json.dumps(found).encode()
 
@@ -35,10 +36,15 @@ def _described(error: BaseException) -> dict[str, str]:
             report.stack[:] = []  # The event loop was waiting for what the cell awaits.
         text = "".join(report.format())
     return {
-        "name": type(error).__name__,
+        "name": _name(error),
         "value": middle_cut(value, _MOST_VALUE),
         "traceback": middle_cut(text, wire.MOST_TRACEBACK),
     }
+
+
+def _name(error: BaseException) -> str:
+    # Whatever its metaclass says of itself.
+    return middle_cut(str(vars(type)["__name__"].__get__(type(error))), _MOST_NAME)
 
 
 def _leave_out_ours(report: traceback.TracebackException | None, seen: set[int]) -> None:
