@@ -24,7 +24,7 @@ from novasandbox.errors import (
     OutcomeUnknown,
 )
 from novasandbox.guest.channel import Channel
-from novasandbox.guest.frames import FrameError
+from novasandbox.guest.frames import FrameError, encode_fields
 from novasandbox.guest.interpreter import wire
 from novasandbox.guest.launch import check_env
 from novasandbox.guest.protocol import STDOUT, Errno, Op, Tag
@@ -46,6 +46,7 @@ _REASONS = {
     "removed": "it was removed meanwhile",
     "stopped": f"an earlier cell did not end within {GRACE:g} s of its interrupt",
     "cut": "its code closed the connection, or wrote to it",
+    "unstarted": "its process could not be started",
     "full": "the guest has no memory or process left for it",
 }
 
@@ -88,7 +89,7 @@ class Contexts:
         env: added to the sandbox's environment. Raises CommandNotStarted where `cwd` is no
         folder, OperationFailed where there are as many as may be.
         """
-        check_env(env)
+        encode_fields(check_env(env))  # Text that is no Unicode would be the context's end.
         if cwd is not None and (not cwd or "\0" in cwd):
             raise InvalidConfig(f"cwd={cwd!r} cannot be a folder")
         answer = await self._ask("create", cwd=cwd, env=dict(env or {}))
@@ -280,7 +281,7 @@ class Contexts:
 
     async def _broken(self, call: _Call, error: FrameError) -> ContextLost:
         """What a context says can no longer be told from what its code made of it."""
-        with contextlib.suppress(NovaError, NotRunning):
+        with contextlib.suppress(NovaError):
             await self._interpreter.ask("restart", context=call.context)
         return self._lost(call, {"reason": "cut"}, f"What it said was no answer: {error.what}.")
 
@@ -332,7 +333,7 @@ class Contexts:
         task.add_done_callback(self._stopping.discard)
 
     async def _see_to(self, call: _Call) -> None:
-        with contextlib.suppress(NovaError, NotRunning):
+        with contextlib.suppress(NovaError):
             await self._stop(call, told=False)
 
     async def _stop(self, call: _Call, *, told: bool) -> bool:
@@ -354,8 +355,10 @@ class Contexts:
         """
         assert call.stream is not None
         try:
-            with contextlib.suppress(BrokenPipeError):
-                await call.stream.input.send(wire.INTERRUPT)
+            if call.is_sent:
+                with contextlib.suppress(BrokenPipeError, TimeoutError):
+                    async with asyncio.timeout(_FAREWELL):
+                        await call.stream.input.send(wire.INTERRUPT)
             reading = asyncio.create_task(self._read(call))
             stopping = asyncio.create_task(self._stop(call, told=True))
             try:
@@ -370,8 +373,8 @@ class Contexts:
                 for task in (reading, stopping):
                     task.cancel()
                 await asyncio.wait((reading, stopping))
-        except (NovaError, NotRunning) as error:
-            raise self._timeout(call, timeout, str(error) or "the interpreter ended") from error
+        except NovaError as error:
+            raise self._timeout(call, timeout, str(error)) from error
         finally:
             call.release()
         if not call.cell.done:
@@ -406,11 +409,13 @@ class _Call:
         self.cell = cell
         self.mark = os.urandom(8) if mark is None else mark
         self.stream: Stream | None = None
+        self.is_sent = False
         self._request = wire.REQUEST.pack(len(code), self.mark) + code
 
     async def begin(self, channel: Channel, connection: Stream | None) -> None:
         """Send the code, by a connection that is there or a new one."""
         rest = self._request
+        self.is_sent = False
         if connection is None:
             path = wire.CONTEXT + self.context.encode()
             connection = channel.request(Op.CONNECT, [(Tag.PATH, path)], data=rest[:PIECE])
@@ -420,6 +425,7 @@ class _Call:
             # A context that has ended says why.
             with contextlib.suppress(BrokenPipeError):
                 await connection.input.send(rest)
+        self.is_sent = True
 
     def release(self) -> None:
         """Let go of the connection; a cell that runs is interrupted by that."""
@@ -440,8 +446,10 @@ def _identity(context: Context | str | None) -> str:
 def _context(found: Any) -> Context:
     try:
         identity, cwd, created = found["id"], found["cwd"], float(found["created"])
-    except (TypeError, LookupError, ValueError) as error:
+    except (TypeError, LookupError, ValueError, OverflowError) as error:
         raise FrameError("the guest tells of a context that is none") from error
+    if not math.isfinite(created):
+        raise FrameError("the guest tells of a context that was never made")
     if not isinstance(identity, str) or not _IDENTITY.fullmatch(identity):
         raise FrameError("the guest tells of a context without an id")
     return Context(identity, cwd if isinstance(cwd, str) else None, created)
@@ -453,7 +461,7 @@ def _cause(how: Mapping[str, Any]) -> str:
         if how.get("oom"):
             return "it was killed, for the guest's memory ran out"
         return f"its process was ended by {signal_name(number)}"
-    if reason == "exit":
+    if reason == "exit" and isinstance(number, int):
         return f"its code ended the process, with exit code {number}"
     if reason == "server":
         return "the guest's interpreter was ended"

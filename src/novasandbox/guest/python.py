@@ -12,6 +12,7 @@ from novasandbox.errors import (
     CommandNotStarted,
     ContextLost,
     GuestUnreachable,
+    InvalidRequest,
     OperationFailed,
     SandboxFailed,
 )
@@ -57,8 +58,11 @@ def archive() -> bytes:
     return file.getvalue()
 
 
-class NotRunning(Exception):
-    """Nobody listens at the server's socket."""
+class NotRunning(OperationFailed):
+    """Nobody listens at the server's socket, or who does says nothing."""
+
+    def __init__(self, sandbox_id: str) -> None:
+        super().__init__("the guest's interpreter does not answer", sandbox_id=sandbox_id)
 
 
 class Interpreter:
@@ -78,9 +82,17 @@ class Interpreter:
     ) -> dict[str, Any]:
         """One request to the server, and its answer. Raises NotRunning.
 
-        Raises GuestUnreachable when no answer comes within `deadline` seconds.
+        Raises GuestUnreachable when no answer comes within `deadline` seconds, and
+        InvalidRequest for arguments that are too long.
         """
         body = json.dumps({"op": op, **arguments}).encode()
+        if len(body) > wire.MOST_MESSAGE:
+            raise InvalidRequest(
+                "the request is too long",
+                why=f"it has {len(body):,} bytes, and at most {wire.MOST_MESSAGE:,} can be sent",
+                fix="Put what is long into a file.",
+                sandbox_id=self._sandbox_id,
+            )
         message = wire.MESSAGE.pack(len(body)) + body
         first, rest = message[:PIECE], message[PIECE:]
         stream = self._channel.request(Op.CONNECT, [(Tag.PATH, wire.SERVER)], data=first)
@@ -88,13 +100,13 @@ class Interpreter:
             async with asyncio.timeout(deadline):
                 with contextlib.suppress(BrokenPipeError):
                     await stream.input.send(rest)
-                answer = b""
+                answer = bytearray()
                 while data := await stream.outputs[STDOUT].read():
                     answer += data
                     if len(answer) > wire.MOST_MESSAGE:
                         raise FrameError("the interpreter's answer is too long")
                 if not answer:
-                    raise NotRunning
+                    raise NotRunning(self._sandbox_id)
         except TimeoutError as error:
             raise GuestUnreachable(
                 f"the guest's interpreter did not answer within {deadline:g} s",
@@ -102,7 +114,7 @@ class Interpreter:
             ) from error
         finally:
             stream.release()
-        return mapping_of(answer[wire.MESSAGE.size :])
+        return mapping_of(bytes(answer[wire.MESSAGE.size :]))
 
     async def runs(self) -> bool:
         """Whether it answers."""
