@@ -3,18 +3,21 @@
 from __future__ import annotations
 import __future__
 
+import _ast
 import builtins
 import contextlib
+import errno
 import fcntl
 import linecache
 import os
+import resource
 import select
 import signal
 import socket
 import struct
 import sys
 import types
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Iterator, NoReturn
 
 from novasandbox.guest.interpreter import display, failure, output, wire
 from novasandbox.guest.interpreter.events import Events
@@ -36,6 +39,8 @@ _MOST_SOURCES = 1_000
 _CREDENTIALS = struct.Struct("3i")
 _NOSIGNAL = 0x4000
 _BEGUN = b"\1\0"
+# Connections beyond the files that the user's code may open.
+_SPARE_FILES = 16
 # Longer code is none that is looked at twice.
 _SHORT = 200
 
@@ -86,6 +91,7 @@ class Context:
 
     def serve(self) -> NoReturn:
         """Run cells until the server ends this process."""
+        self._state[wire.STATE_SERVES] = 1
         while True:
             for descriptor, _ in self._poll.poll():
                 connection = self._connections.get(descriptor)
@@ -97,7 +103,14 @@ class Context:
                     connection.close()
 
     def _accept(self) -> None:
-        connection = self._listening.accept()[0]
+        try:
+            connection = self._listening.accept()[0]
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+            # The user's code has opened as many files as it may, and is to hear of it itself.
+            with _more_files():
+                connection = self._listening.accept()[0]
         if not _is_trusted(connection):
             connection.close()
             return
@@ -288,10 +301,23 @@ async def _in_loop(programs: tuple[types.CodeType, ...], namespace: dict[str, An
     return value
 
 
-def _expression(statement: Any) -> Any:
-    import ast
+@contextlib.contextmanager
+def _more_files() -> Iterator[None]:
+    """In this block some files more may be opened than the user's code may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = soft + _SPARE_FILES
+    if hard != resource.RLIM_INFINITY:
+        most = min(most, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
-    return ast.Expression(statement.value)
+
+def _expression(statement: Any) -> Any:
+    # Not `ast`, for the user's folder may have one of its own.
+    return _ast.Expression(statement.value)
 
 
 def _remember(code: str, name: str, count: int) -> None:

@@ -48,8 +48,9 @@ class Refusal(Exception):
 class Record:
     """A context as the server knows it.
 
-    state: see `wire`. ends: how processes ended, by the mark of the call that ran. last_end: how
-    the last of them did.
+    state: see `wire`. pid: 0 while it has no process: its next caller has one started. notice:
+    what that one is to tell. ends: how processes ended, by the mark of the call that ran.
+    last_end: how the last of them did.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Record:
         self.pid = 0
         self.life = -1
         self.ending: Answer | None = None
+        self.notice = b""
         self.ends: OrderedDict[str, Answer] = OrderedDict()
         self.last_end: Answer = {"reason": "cut"}
 
@@ -89,8 +91,9 @@ class Record:
 class Client:
     """A connection to the server. waits: gives the answer once it is known."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, uid: int) -> None:
         self.connection = connection
+        self.uid = uid
         self.data = b""
         self.waits: Callable[[], Answer | None] | None = None
 
@@ -118,6 +121,9 @@ class Server:
             poll = select.poll()
             poll.register(self._listening, select.POLLIN)
             poll.register(self._ended, select.POLLIN)
+            for record in self._records.values():
+                if not record.pid:
+                    poll.register(record.listening, select.POLLIN)
             for number, client in self._clients.items():
                 poll.register(number, 0 if client.waits else select.POLLIN)
             waiting = any(client.waits for client in self._clients.values())
@@ -134,12 +140,25 @@ class Server:
         elif number == self._listening.fileno():
             connection = self._listening.accept()[0]
             connection.setblocking(False)
-            if len(self._clients) < _MOST_CLIENTS and _is_trusted(connection):
-                self._clients[connection.fileno()] = Client(connection)
-            else:
+            uid = _uid_of(connection)
+            # Only the agent, which is root; what is the user's own would only fool itself.
+            if uid not in (0, os.getuid()):
                 connection.close()
+                return
+            if len(self._clients) >= _MOST_CLIENTS:
+                self._drop(self._least_needed())
+            self._clients[connection.fileno()] = Client(connection, uid)
         elif number in self._clients:
             self._hear(self._clients[number])
+        else:
+            for record in self._records.values():
+                if record.listening.fileno() == number and not record.pid:
+                    self._replace(record, record.notice)
+
+    def _least_needed(self) -> Client:
+        """The oldest, of those that are not the agent's where there is one."""
+        clients = list(self._clients.values())
+        return next((client for client in clients if client.uid), clients[0])
 
     def _hear(self, client: Client) -> None:
         try:
@@ -303,6 +322,7 @@ class Server:
             self._uniqueness.renew(takes_env=True, takes_cwd=True)
         record.state[: wire.STATE_NOTICE] = bytes(wire.STATE_NOTICE)
         record.state[wire.STATE_NOTICE] = 1 if notice else 0
+        record.state[wire.STATE_SERVES] = 0
         life, record.life = os.pipe()
         try:
             record.pid = os.fork()
@@ -317,7 +337,7 @@ class Server:
             except BaseException:  # noqa: BLE001  (nothing of this process may go on as the server)
                 traceback.print_exc()
             finally:
-                os._exit(70)
+                os._exit(wire.UNSTARTED)
         os.close(life)
 
     def _become(self, record: Record, life: int, notice: bytes) -> NoReturn:
@@ -339,7 +359,8 @@ class Server:
         reseed()
         if record.folder is not None:
             os.fchdir(record.folder)
-            os.environ["PWD"] = os.getcwd()
+            with contextlib.suppress(FileNotFoundError):  # It was removed meanwhile.
+                os.environ["PWD"] = os.getcwd()
         os.environ.update(record.env)
         Context(
             record.listening,
@@ -363,7 +384,6 @@ class Server:
     def _reap(self) -> None:
         for record in list(self._records.values()):
             if not record.pid:
-                self._replace(record, b"")
                 continue
             pid, status = os.waitpid(record.pid, os.WNOHANG)
             if pid:
@@ -371,7 +391,7 @@ class Server:
 
     def _over(self, record: Record, status: int, *, told: bool) -> None:
         """A process has ended. told: somebody learns of it, and the next call need not be told."""
-        how = record.ending or self._how(status)
+        how = record.ending or self._how(status, record)
         record.pid, record.ending, record.last_end = 0, None, how
         os.close(record.life)
         record.life = -1
@@ -382,22 +402,27 @@ class Server:
             return
         waiting = self._waiting(record)
         _tell(waiting, how)
-        self._replace(record, b"" if waiting or told else json.dumps(how).encode())
+        record.notice = b"" if waiting or told else json.dumps(how).encode()
+        # What has not come so far as to serve would not now either, and now, and now.
+        if record.state[wire.STATE_SERVES]:
+            self._replace(record, record.notice)
 
     def _replace(self, record: Record, notice: bytes) -> None:
         try:
             self._start(record, notice)
         except OSError:
-            # No memory or no process id: tried again with the next request, which fails else.
+            # No memory or no process id.
             _tell(self._waiting(record), {"reason": "full"})
 
-    def _how(self, status: int) -> Answer:
+    def _how(self, status: int, record: Record) -> Answer:
         kills, self._oom_kills = self._oom_kills, processes.oom_kills()
         if os.WIFSIGNALED(status):
             number = os.WTERMSIG(status)
             oom = number == signal.SIGKILL and self._oom_kills != kills
             return {"reason": "signal", "number": number, "oom": oom}
         code = os.WEXITSTATUS(status)
+        if code == wire.UNSTARTED and not record.state[wire.STATE_SERVES]:
+            return {"reason": "unstarted"}
         return {"reason": "cut" if code == wire.CUT else "exit", "number": code, "oom": False}
 
     def _waiting(self, record: Record) -> list[socket.socket]:
@@ -444,10 +469,9 @@ def _listen(name: bytes) -> socket.socket:
     return listening
 
 
-def _is_trusted(connection: socket.socket) -> bool:
-    """Only the agent, which is root; what is the user's own would only fool itself."""
+def _uid_of(connection: socket.socket) -> int:
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    return int.from_bytes(credentials[4:8], sys.byteorder) in (0, os.getuid())
+    return int.from_bytes(credentials[4:8], sys.byteorder)
 
 
 def main(modules: list[str]) -> NoReturn:

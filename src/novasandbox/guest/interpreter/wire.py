@@ -66,7 +66,11 @@ STATE_ORPHAN = 9
 """1 when its caller has gone, so that nobody would hear how it ends."""
 STATE_NOTICE = 10
 """1 while the first call is to be told how the process before ended."""
+STATE_SERVES = 11
+"""1 once it has come so far as to wait for calls."""
 
+UNSTARTED = 70
+"""The exit code of a context that something of ours has failed in."""
 CUT = 77
 """The exit code of a context whose code closed what it is reached by."""
 TAKEN = 75
