@@ -55,14 +55,16 @@ async def _stand_by(holder: Holder) -> None:
 
 async def _go_on(holder: Holder) -> None:
     """The next call is there: it runs again, for as long as it was made for."""
-    if holder.state is not SandboxState.PAUSED:
-        return
-    await holder.require_machine().resume()
-    timeout = holder.record.config["timeout"]
-    deadline = None if timeout is None else time.time() + timeout
-    holder.record = registry.change(holder.record, deadline=deadline)
-    holder.become(SandboxState.RUNNING)
-    holder.watch_time()
+    # Not while it is being saved: what is saved stands still.
+    async with holder.moving:
+        if holder.state is not SandboxState.PAUSED:
+            return
+        await holder.require_machine().resume()
+        timeout = holder.record.config["timeout"]
+        deadline = None if timeout is None else time.time() + timeout
+        holder.record = registry.change(holder.record, deadline=deadline)
+        holder.become(SandboxState.RUNNING)
+        holder.watch_time()
     # Apart, since nothing is sent before this returns.
     task = asyncio.create_task(_set_clock(holder))
     _tasks.add(task)
