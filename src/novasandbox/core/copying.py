@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from novasandbox.core import layers, provider_choice, registry, snapshots
 from novasandbox.core.ground import MEMORY_KIND, Ground
-from novasandbox.core.hypervisor import MEMORY, STATE, Machine
+from novasandbox.core.hypervisor import MEMORY, STATE, Machine, SandboxState
 from novasandbox.core.preparation import Prepared, stand_on
 from novasandbox.core.registry import Record
 from novasandbox.core.snapshots import Kept, Snapshot
@@ -55,7 +55,8 @@ async def _freeze(holder: Holder, machine: Machine) -> Ground:
         layers.sweep(registry.used_layers(), (layer,))
         raise
     ground = ground.with_layer(layer)
-    holder.record = registry.change(record, ground=ground.as_data(), disk=top.stem)
+    # Not `record`: a timeout may have been set meanwhile, or a port exposed.
+    holder.record = registry.change(holder.record, ground=ground.as_data(), disk=top.stem)
     await asyncio.to_thread(layers.settle, layer)
     with suppress(OSError):
         disk.unlink()
@@ -100,7 +101,11 @@ async def snapshot(holder: Holder, name: str | None) -> Snapshot:
     except BaseException:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         raise
-    holder.record = registry.change(holder.record, origin=kept.id)
+    async with holder.moving:
+        # Asleep by now it may be another's, and ended it has no record.
+        if holder.failure is None and holder.state in (SandboxState.RUNNING, SandboxState.PAUSED):
+            with suppress(OSError):  # The snapshot is kept, whatever comes of this.
+                holder.record = registry.change(holder.record, origin=kept.id)
     return kept.public
 
 

@@ -31,8 +31,12 @@ from novasandbox.core.preparation import Prepared, prepare
 from novasandbox.core.registry import Record
 from novasandbox.core.template_snapshot import Origin
 from novasandbox.core.whole import whole
-from novasandbox.errors import InvalidConfig, SnapshotInvalid, VmmCrashed
+from novasandbox.errors import GuestUnreachable, InvalidConfig, SnapshotInvalid, VmmCrashed
 from novasandbox.guest.client import Guest
+
+# How long somebody may take to put a sandbox to sleep, or back, once its record says so.
+_TRANSIT = 60.0
+_LOOK_EVERY = 0.02
 
 
 async def create(config: SandboxConfig) -> Holder:
@@ -202,26 +206,42 @@ async def wake(identity: str, holder: Holder | None = None) -> Holder | None:
     Raises SnapshotInvalid where what was saved is damaged or does not fit this host, and what
     `create` raises. It then sleeps on.
     """
-    with host_limits():
-        async with sleeping.alone(identity):
-            slept = await asyncio.to_thread(registry.get, identity)
-            if not sleeping.is_asleep(slept):
-                return None
-            record = replace(slept, owner=Owner.self(), token=secrets.token_hex(16))
-            if holder is None:
-                holder = Holder(record)
-            holder.record = record
-            async with (
-                sleeping.saved(slept) as (found, origin),
-                _admitted(slept.settings, found) as prepared,
-            ):
-                try:
-                    await _awaken(holder, slept, prepared, origin)
-                except BaseException:
-                    await whole(holder.sleep_on(slept))
-                    raise
-            # It is awake, and what woke it is of no use any more.
-            await whole(asyncio.to_thread(sleeping.forget, slept))
+    deadline = asyncio.timeout(_TRANSIT)
+    try:
+        async with deadline:
+            while True:
+                async with sleeping.alone(identity):
+                    slept = await asyncio.to_thread(registry.get, identity)
+                    if not sleeping.is_asleep(slept):
+                        return None
+                    if not sleeping.is_in_hands(slept, holder):
+                        deadline.reschedule(None)
+                        with host_limits():
+                            return await _wake(slept, holder or Holder(slept))
+                await asyncio.sleep(_LOOK_EVERY)
+    except TimeoutError as error:
+        if not deadline.expired():
+            raise
+        raise GuestUnreachable(
+            "the process that puts the sandbox to sleep does not come to an end with it",
+            fix=f"End that process, or the sandbox: nova kill {identity}",
+            sandbox_id=identity,
+        ) from error
+
+
+async def _wake(slept: Record, holder: Holder) -> Holder:
+    holder.record = replace(slept, owner=Owner.self(), token=secrets.token_hex(16))
+    async with (
+        sleeping.saved(slept) as (found, origin),
+        _admitted(slept.settings, found) as prepared,
+    ):
+        try:
+            await _awaken(holder, slept, prepared, origin)
+        except BaseException:
+            await whole(holder.sleep_on(slept))
+            raise
+    # It is awake, and what woke it is of no use any more.
+    await whole(asyncio.to_thread(sleeping.forget, slept))
     holder.note("woken")
     return holder
 
@@ -240,8 +260,7 @@ async def rollback(holder: Holder, snapshot: str) -> None:
             sandbox_id=holder.id,
         )
     await sleeping.go_back(holder, kept)
-    await holder.rouse()
-    await holder.reopen_ports()
+    await whole(holder.come_back())
     holder.note("rolled back", snapshot=kept.id)
 
 

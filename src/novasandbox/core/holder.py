@@ -92,7 +92,7 @@ class Holder:
         await self._close_doors(GuestUnreachable("it was not woken", sandbox_id=self.id))
         await self._drop_machine()
         with contextlib.suppress(OSError):
-            registry.save(replace(slept, machine=None))
+            registry.save(replace(slept, machine=None, owner=None))
 
     async def fall_asleep(self, reason: NovaError, *, briefly: bool = False) -> None:
         """Give back the machine of a sandbox whose record says that it is hibernated.
@@ -112,7 +112,9 @@ class Holder:
             await machine.kill()
         if briefly:
             return
-        self.record = registry.change(self.record, machine=None, owner=None)
+        # On a full disk it sleeps all the same: the record says so, and its machine has ended.
+        with contextlib.suppress(OSError):
+            self.record = registry.change(self.record, machine=None, owner=None)
         self.note("hibernated")
         self._dismiss(reason)
         if self.on_end is not None:
@@ -122,12 +124,20 @@ class Holder:
         """Wake it again, which this process had put to sleep."""
         from novasandbox.core import creation  # It stands on this module.
 
-        if await creation.wake(self.id, self) is None:
-            raise GuestUnreachable(
-                "another process holds the sandbox now",
-                fix=f"Sandbox.connect({self.id!r}) reaches it there.",
-                sandbox_id=self.id,
-            )
+        # A call may come before it has fallen asleep to the end.
+        async with self.moving:
+            if self.state is SandboxState.HIBERNATED and await creation.wake(self.id, self) is None:
+                raise GuestUnreachable(
+                    "another process holds the sandbox now",
+                    fix=f"Sandbox.connect({self.id!r}) reaches it there.",
+                    sandbox_id=self.id,
+                )
+
+    async def come_back(self) -> None:
+        """Wake a sandbox that was put to sleep briefly, with its ports."""
+        assert self.channel is not None
+        await self.channel.roused()
+        await self.reopen_ports()
 
     async def take_over(self, machine: Machine) -> None:
         """Attach to a guest that ran for another holder; a paused one runs for that long.
@@ -285,10 +295,15 @@ class Holder:
         """Let the vCPUs run again; the guest's clock is set right."""
         async with self.moving:
             self._require(SandboxState.PAUSED, verb="resume")
-            assert self.channel is not None
-            await self._go_on()
-            self.become(SandboxState.RUNNING)
+            await whole(self._resume())
+        assert self.channel is not None
         await Guest(self.channel, self.id).set_clock()
+
+    async def _resume(self) -> None:
+        await self._go_on()
+        self.become(SandboxState.RUNNING)
+        # Its time may have been over while it was paused.
+        self.watch_time()
 
     async def machine_metrics(self) -> dict[str, Any]:
         """What the machine's process costs the host."""

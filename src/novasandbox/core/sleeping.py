@@ -52,10 +52,8 @@ async def hibernate(holder: Holder, *, is_due: bool = False) -> None:
             await machine.save(folder)
             ground = await copying.with_memory(ground_of(holder.record), folder)
             signature = await copying.signature(holder.record, ground)
-            remaining = holder.record.config["timeout"] if is_due else _remaining(holder.record)
-            await _lie_down(
-                holder, folder, ground, disk_of(holder.record), signature, remaining=remaining
-            )
+            disk = disk_of(holder.record)
+            await _lie_down(holder, folder, ground, disk, signature, is_due=is_due)
         except BaseException:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
             raise
@@ -75,10 +73,7 @@ async def go_back(holder: Holder, kept: Kept) -> None:
             folder.mkdir(mode=0o700)
             await asyncio.to_thread(_link_saved, kept, folder, layer, disk)
             ground = replace(kept.ground, layers=tuple(below))
-            remaining = _remaining(holder.record)
-            await _lie_down(
-                holder, folder, ground, disk, kept.signature, remaining=remaining, origin=kept.id
-            )
+            await _lie_down(holder, folder, ground, disk, kept.signature, origin=kept.id)
         except BaseException:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
             raise
@@ -115,16 +110,20 @@ async def _lie_down(
     disk: Path,
     signature: Mapping[str, Any],
     *,
-    remaining: float | None,
+    is_due: bool = False,
     origin: str | None = None,
 ) -> None:
-    record = holder.record
+    state_hash = await asyncio.to_thread(_seal, folder / STATE)
+    disk_stamp = await asyncio.to_thread(_seal_disk, disk)
+    if holder.failure is not None:
+        raise holder.failure
+    record = holder.record  # Only now: its timeout may have been changed meanwhile.
     asleep = {
         "folder": folder.name,
         "signature": dict(signature),
-        "hash": await asyncio.to_thread(_seal, folder / STATE),
-        "disk": await asyncio.to_thread(_seal_disk, disk),
-        "remaining": remaining,
+        "hash": state_hash,
+        "disk": disk_stamp,
+        "remaining": record.config["timeout"] if is_due else _remaining(record),
         "paused": record.state is SandboxState.PAUSED and origin is None,
         "copied": origin is not None,
     }
@@ -147,6 +146,16 @@ def is_asleep(record: Record) -> bool:
         return True
     require_state(record.state, (SandboxState.RUNNING, SandboxState.PAUSED), "wake it", record.id)
     return False
+
+
+def is_in_hands(record: Record, holder: Holder | None) -> bool:
+    """Whether another holder than this one has not yet let go of a hibernated sandbox.
+
+    He ends its machine, or wakes it himself at once; what is written meanwhile he overwrites.
+    """
+    owner = record.owner
+    is_own = holder is not None and holder.record.token == record.token
+    return not is_own and owner is not None and owner.alive
 
 
 @asynccontextmanager

@@ -101,7 +101,7 @@ class Channel:
         self._up = asyncio.Event()
         self._farewells = bytearray()
         self._farewell_timer: asyncio.TimerHandle | None = None
-        self._reconnecting: asyncio.Task[None] | None = None
+        self._reconnecting: asyncio.Task[Exception | None] | None = None
         self._give_up_at = 0.0
         self._error: BaseException | None = None
         self._rouse: Callable[[], Awaitable[None]] | None = None
@@ -158,6 +158,15 @@ class Channel:
         if self._link is not None and self._link.is_holding:
             self._link.release()
 
+    async def roused(self) -> None:
+        """Have a guest that sleeps roused now, by whom it was to be. Raises why it was not."""
+        if self._rouse is not None:
+            self._begin_rousing()
+        if self._reconnecting is not None:
+            error = await asyncio.shield(self._reconnecting)
+            if error is not None:
+                raise error
+
     def _begin_rousing(self) -> None:
         rouse, self._rouse = self._rouse, None
         assert rouse is not None
@@ -166,7 +175,8 @@ class Channel:
         self._next += _EARLY
         self._reconnecting = asyncio.create_task(self._awaken(rouse))
 
-    async def _awaken(self, rouse: Callable[[], Awaitable[None]]) -> None:
+    async def _awaken(self, rouse: Callable[[], Awaitable[None]]) -> Exception | None:
+        """Gives why it could not be roused."""
         try:
             await rouse()
         except Exception as error:
@@ -174,14 +184,13 @@ class Channel:
             self._rouse = rouse
             if not isinstance(error, (NovaError, OSError)):
                 raise
-            return
-        if self._link is None:
-            return
-        if self._link.is_holding:
+            return error
+        if self._link is not None and self._link.is_holding:
             self._link.release()
-            return
-        for stream in list(self._streams.values()):
-            self.post(self.resume_frame(stream))
+        elif self._link is not None:
+            for stream in list(self._streams.values()):
+                self.post(self.resume_frame(stream))
+        return None
 
     async def open(self, timeout: float) -> Fields:
         """Connect and shake hands within `timeout` seconds; gives ATTACHED's fields.

@@ -1,0 +1,139 @@
+"""Verbs that meet: what one writes down the other does not undo, and nobody loses a sandbox."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+import elsewhere
+from novasandbox import Sandbox, SandboxState
+from novasandbox.core import registry
+from novasandbox.errors import IllegalTransition
+from novasandbox.providers import qemu_state
+from waiting import until
+
+pytestmark = pytest.mark.vm
+
+CONNECT = """
+    for _ in range(40):
+        sandbox = await Sandbox.connect(sys.argv[1])
+        print(type(sandbox._session).__name__)
+        await sandbox.close()
+        await asyncio.sleep(0.01)
+"""
+
+
+@contextlib.asynccontextmanager
+async def _used(sandbox: Sandbox) -> AsyncIterator[None]:
+    """In this block commands run in it without end; what they end with is that it slept."""
+    over = asyncio.Event()
+
+    async def use() -> None:
+        while not over.is_set():
+            with contextlib.suppress(IllegalTransition):
+                await sandbox.exec(["/bin/true"], timeout=30)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(2):
+            group.create_task(use())
+        yield
+        over.set()
+
+
+async def _text(sandbox: Sandbox, command: str) -> str:
+    return (await sandbox.exec(command, check=True)).stdout.strip()
+
+
+async def test_a_call_while_it_falls_asleep_wakes_it_and_it_is_held(own_sandbox: Sandbox) -> None:
+    for turn in range(3):
+        async with _used(own_sandbox):
+            await own_sandbox.hibernate()
+            await until(lambda: registry.get(own_sandbox.id).state is SandboxState.RUNNING)
+        record = registry.get(own_sandbox.id)
+        assert record.owner is not None
+        assert record.owner.alive
+        assert record.machine is not None
+        # Whoever lists sandboxes ends those that nobody holds.
+        assert own_sandbox.id in [info.id for info in await Sandbox.list()]
+        assert await _text(own_sandbox, f"echo {turn} >>f; tail -n1 f") == str(turn)
+
+
+async def test_a_call_while_it_goes_back_disturbs_nothing(own_sandbox: Sandbox) -> None:
+    taken = await own_sandbox.snapshot()
+    exposed = await own_sandbox.expose(7001)
+    for _ in range(2):
+        await _text(own_sandbox, "echo more >f")
+        async with _used(own_sandbox):
+            await own_sandbox.rollback(taken.id)
+        assert (await own_sandbox.info()).ports == {7001: exposed}
+        assert await _text(own_sandbox, "ls") == ""
+    await Sandbox.remove_snapshot(taken.id)
+
+
+async def test_who_connects_while_it_goes_back_does_not_take_it(own_sandbox: Sandbox) -> None:
+    taken = await own_sandbox.snapshot()
+    connecting = asyncio.create_task(elsewhere.run(CONNECT, own_sandbox.id))
+    while not connecting.done():
+        await own_sandbox.rollback(taken.id)
+        await asyncio.sleep(0.05)
+    assert set((await connecting).split()) == {"RemoteSession"}
+    assert await _text(own_sandbox, "echo mine") == "mine"
+    await Sandbox.remove_snapshot(taken.id)
+
+
+@pytest.mark.parametrize("verb", ["snapshot", "hibernate"])
+async def test_a_timeout_that_is_set_while_it_is_saved_is_kept(
+    own_sandbox: Sandbox, verb: str
+) -> None:
+    for delay in (0.0, 0.02, 0.05, 0.1):
+        saving = asyncio.create_task(getattr(own_sandbox, verb)())
+        await asyncio.sleep(delay)
+        was_set = False
+        with contextlib.suppress(IllegalTransition):
+            await own_sandbox.set_timeout(5000)
+            was_set = True
+        await saving
+        await _text(own_sandbox, "true")
+        deadline = registry.get(own_sandbox.id).deadline
+        assert deadline is not None
+        assert (deadline - time.time() > 4000) is was_set
+        await own_sandbox.set_timeout(600)
+    for each in await Sandbox.snapshots():
+        await Sandbox.remove_snapshot(each.id)
+
+
+async def test_a_call_waits_until_one_that_rests_is_saved(
+    qemu: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Sandbox.create(timeout=1, on_timeout="pause") as sandbox:
+        await until(lambda: registry.get(sandbox.id).state is SandboxState.PAUSED)
+        write, order = qemu_state.write, []
+
+        def slowly(*arguments: Any) -> None:
+            time.sleep(1)
+            write(*arguments)
+            order.append("saved")
+
+        monkeypatch.setattr(qemu_state, "write", slowly)
+        saving = asyncio.create_task(sandbox.snapshot())
+        await asyncio.sleep(0.3)
+        assert await _text(sandbox, "echo on") == "on"
+        order.append("called")
+        taken = await saving
+        assert order == ["saved", "called"]
+        await Sandbox.remove_snapshot(taken.id)
+
+
+async def test_time_that_was_over_while_it_was_paused_is_over(qemu: str) -> None:
+    async with Sandbox.create(timeout=1.5, on_timeout="pause") as sandbox:
+        await sandbox.pause()
+        await asyncio.sleep(2)
+        await sandbox.resume()
+        await until(lambda: registry.get(sandbox.id).deadline is None)
+        assert sandbox.state is SandboxState.PAUSED
+        await until(lambda: _text(sandbox, "echo on"))
