@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import elsewhere
 from command_line import NOVA, Terminal, nova, results
 from waiting import is_gone
 
@@ -311,7 +312,7 @@ def test_ctrl_c_while_forking_leaves_no_child(box: str) -> None:
     with subprocess.Popen(
         [*NOVA, "fork", box, "-n", "4"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
-        while len(os.listdir(Path(os.environ["NOVA_HOME"]) / "run")) < 2:
+        while len(elsewhere.living(Path(os.environ["NOVA_HOME"]))) < 2:
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=60)

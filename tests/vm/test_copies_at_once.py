@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import elsewhere
 from novasandbox import Sandbox, SandboxState
-from novasandbox.core import registry
-from novasandbox.errors import IllegalTransition
+from novasandbox.core import making, registry, sleeping
+from novasandbox.core.ground import layers_dir, objects
+from novasandbox.core.hypervisor import STATE
+from novasandbox.core.snapshots import Snapshot
+from novasandbox.errors import IllegalTransition, NameTaken, NovaError
 from novasandbox.providers import qemu_state
 from waiting import until
 
@@ -26,6 +31,15 @@ CONNECT = """
         await sandbox.close()
         await asyncio.sleep(0.01)
 """
+
+
+@pytest.fixture(autouse=True)
+async def nothing_left(nova_home: Path) -> AsyncIterator[None]:
+    """After each test: no layer, and no memory of its own."""
+    before = set(objects().glob("memory-*"))
+    yield
+    await until(lambda: not list(layers_dir().iterdir()), within=5)
+    assert not [path for path in objects().glob("memory-*") if path not in before]
 
 
 @contextlib.asynccontextmanager
@@ -137,3 +151,85 @@ async def test_time_that_was_over_while_it_was_paused_is_over(qemu: str) -> None
         await until(lambda: registry.get(sandbox.id).deadline is None)
         assert sandbox.state is SandboxState.PAUSED
         await until(lambda: _text(sandbox, "echo on"))
+
+
+async def test_every_verb_of_a_handle_wakes_what_it_put_to_sleep(own_sandbox: Sandbox) -> None:
+    await _text(own_sandbox, "echo kept >f")
+    await own_sandbox.hibernate()
+    (child,) = await own_sandbox.fork()
+    await child.kill()
+    await own_sandbox.hibernate()
+    taken = await own_sandbox.snapshot()
+    await own_sandbox.hibernate()
+    await own_sandbox.rollback(taken.id)
+    await own_sandbox.hibernate()
+    await own_sandbox.set_timeout(500)
+    await own_sandbox.hibernate()
+    assert await own_sandbox.expose(7002)
+    await own_sandbox.hibernate()
+    with pytest.raises(IllegalTransition):
+        await own_sandbox.hibernate()
+    assert own_sandbox.state is SandboxState.HIBERNATED
+    assert await _text(own_sandbox, "cat f") == "kept"
+    await Sandbox.remove_snapshot(taken.id)
+
+
+async def test_one_that_is_elsewhere_and_cannot_be_woken_can_be_killed(
+    nova_home: Path, qemu: str
+) -> None:
+    async with Sandbox.create(timeout=600, detach=True) as sandbox:
+        await sandbox.hibernate()
+        record = registry.get(sandbox.id)
+        assert record.asleep is not None
+        (record.directory / record.asleep["folder"] / STATE).unlink()
+        await sandbox.kill()
+    assert sandbox.id not in elsewhere.living(nova_home)
+    elsewhere.end_keeper(nova_home)
+
+
+@pytest.mark.parametrize("detach", [False, True])
+async def test_a_fork_that_is_cancelled_at_any_moment_leaves_no_child(
+    nova_home: Path, qemu: str, detach: bool
+) -> None:
+    async with Sandbox.create(timeout=600, detach=detach) as made:
+        async with await Sandbox.connect(made.id) as sandbox:
+            for delay in (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4):
+                forking = asyncio.create_task(sandbox.fork(2))
+                await asyncio.sleep(delay)
+                forking.cancel()
+                await asyncio.wait((forking,))
+                if not forking.cancelled():
+                    for child in forking.result():
+                        await child.kill()
+                await until(lambda: elsewhere.living(nova_home) == {made.id})
+            assert await _text(sandbox, "echo on") == "on"
+        await made.kill()
+    if detach:
+        elsewhere.end_keeper(nova_home)
+
+
+async def test_a_name_is_one_snapshots(own_sandbox: Sandbox) -> None:
+    taking = [own_sandbox.snapshot("same") for _ in range(2)]
+    results = await asyncio.gather(*taking, return_exceptions=True)
+    assert {type(each) for each in results} == {NameTaken, Snapshot}
+    assert [each.name for each in await Sandbox.snapshots()] == ["same"]
+    await Sandbox.remove_snapshot("same")
+
+
+@pytest.mark.parametrize("verb", ["hibernate", "snapshot", "fork"])
+async def test_what_fails_leaves_no_memory(
+    qemu: str, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = set(objects().glob("memory-*"))
+    async with Sandbox.create(timeout=600, cold=True) as sandbox:
+        with monkeypatch.context() as patch:
+            patch.setattr(sleeping, "_seal", full)
+            patch.setattr(registry, "keep_snapshot", full)
+            patch.setattr(making, "restore", full)
+            with pytest.raises(NovaError):
+                await getattr(sandbox, verb)()
+        assert set(objects().glob("memory-*")) == before
+        assert await _text(sandbox, "echo on") == "on"

@@ -81,6 +81,7 @@ async def snapshot(holder: Holder, name: str | None) -> Snapshot:
     """Keep this moment of a sandbox under a name or an id."""
     await asyncio.to_thread(snapshots.check_name, name)
     folder = await asyncio.to_thread(snapshots.new_folder)
+    ground = None
     try:
         created = time.time()
         ground = await take(holder, folder)
@@ -97,9 +98,9 @@ async def snapshot(holder: Holder, name: str | None) -> Snapshot:
             ground=ground,
             config=dict(holder.record.config),
         )
-        await asyncio.to_thread(snapshots.keep, folder, kept)
+        await whole(asyncio.to_thread(registry.keep_snapshot, folder, kept))
     except BaseException:
-        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        await whole(give_back(folder, ground))
         raise
     async with holder.moving:
         # Asleep by now it may be another's, and ended it has no record.
@@ -113,12 +114,21 @@ async def snapshot(holder: Holder, name: str | None) -> Snapshot:
 async def moment(holder: Holder) -> AsyncIterator[tuple[Prepared, Origin]]:
     """A sandbox saved for as long as the block lasts, to make children from."""
     folder = await asyncio.to_thread(snapshots.new_folder)
+    ground = None
     try:
         ground = await take(holder, folder)
         with await asyncio.to_thread(stand_on, ground) as prepared:
             yield prepared, origin_of(ground, folder)
     finally:
-        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        # What it stands on stays where children were made.
+        await whole(give_back(folder, ground))
+
+
+async def give_back(folder: Path, ground: Ground | None) -> None:
+    """Remove what was saved into `folder`, and what only a copy of it would have stood on."""
+    await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+    if ground is not None:
+        await asyncio.to_thread(registry.let_go_of, ground)
 
 
 @asynccontextmanager

@@ -259,8 +259,12 @@ async def rollback(holder: Holder, snapshot: str) -> None:
             fix=f"Start another one from it: Sandbox.create(snapshot={snapshot!r}).",
             sandbox_id=holder.id,
         )
+    before = copying.ground_of(holder.record)
     await sleeping.go_back(holder, kept)
-    await whole(holder.come_back())
+    try:
+        await whole(holder.come_back())
+    finally:
+        await whole(asyncio.to_thread(registry.let_go_of, before))
     holder.note("rolled back", snapshot=kept.id)
 
 

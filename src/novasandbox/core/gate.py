@@ -88,7 +88,7 @@ class Gate:
         error: None says nothing, so that clients look for the next holder.
         """
         self.shut()
-        tasks = {task for client in self._clients for task in client.tasks}
+        tasks = {task for client in self._clients for task in client.calls}
         if tasks:
             await asyncio.wait(tasks, timeout=_FAREWELL)
         for client in list(self._clients):
@@ -105,7 +105,12 @@ class _Client(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._attached = False
         self._streams: dict[int, Forwarded] = {}
-        self.tasks: set[asyncio.Task[None]] = set()
+        self._calls: dict[int, asyncio.Task[None]] = {}
+
+    @property
+    def calls(self) -> set[asyncio.Task[None]]:
+        """The holder's own verbs that are under way."""
+        return set(self._calls.values())
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -172,6 +177,11 @@ class _Client(asyncio.Protocol):
         if message.type is Frame.REQUEST:
             self._request(message)
             return
+        if message.stream in self._calls:
+            # Nobody waits for it any more: it is cut short as one of our own would be.
+            if message.type in (Frame.RELEASE, Frame.CANCEL):
+                self._calls[message.stream].cancel()
+            return
         stream = self._streams.get(message.stream)
         if stream is None:
             return
@@ -191,8 +201,8 @@ class _Client(asyncio.Protocol):
         fields = Fields.decode(message.payload[2:])
         if op == CONTROL:
             task = asyncio.create_task(self._control(message.stream, fields))
-            self.tasks.add(task)
-            task.add_done_callback(self.tasks.discard)
+            self._calls[message.stream] = task
+            task.add_done_callback(lambda _: self._calls.pop(message.stream, None))
         elif op == ADOPT:
             self._adopt(message.stream, fields)
         else:
@@ -240,8 +250,12 @@ class _Client(asyncio.Protocol):
         channel.forward(stream, frame)
 
     async def _control(self, own: int, fields: Fields) -> None:
-        body = (0).to_bytes(4, "little")
-        body += encode_fields([(Tag.MESSAGE, await self._answer(fields.get(Tag.MESSAGE)))])
+        try:
+            answer = await self._answer(fields.get(Tag.MESSAGE))
+        except asyncio.CancelledError:
+            self.fail(own, OperationFailed("the call was given up"))
+            raise
+        body = (0).to_bytes(4, "little") + encode_fields([(Tag.MESSAGE, answer)])
         self.write(encode(Frame.REPLY, own, body))
 
     async def _answer(self, call: bytes) -> bytes:
@@ -267,6 +281,8 @@ class _Client(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  (the base class names it)
         self._clients.discard(self)
+        for task in self.calls:
+            task.cancel()
         channel = self._holder.channel
         streams, self._streams = list(self._streams.values()), {}
         for stream in streams:

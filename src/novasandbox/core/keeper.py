@@ -15,7 +15,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,10 @@ _ENVIRONMENT = (
     "XDG_RUNTIME_DIR",
 )
 
+
+_GIVEN_UP = (0).to_bytes(4, "little") + encode_fields(
+    [(Tag.FAILURE, failure_text(Unavailable("the call was given up")))]
+)
 
 # Keepers that this process has started: they outlive it, but one that ends before is buried.
 _started: list[subprocess.Popen[bytes]] = []
@@ -271,6 +275,9 @@ class _Caller(asyncio.Protocol):
             answer = {"error": error.details()}
         except (KeyError, TypeError, ValueError) as error:
             answer = {"error": InvalidRequest("a malformed call", why=repr(error)).details()}
+        except asyncio.CancelledError:
+            self._write(encode(Frame.REPLY, stream, _GIVEN_UP))
+            raise
         except Exception as error:
             log.exception("a call failed")
             answer = {"error": json.loads(failure_text(error))}
@@ -337,17 +344,26 @@ async def wake_detached(identity: str) -> None:
 
 async def create_detached(settings: Mapping[str, Any]) -> str:
     """Have the keeper make a sandbox; gives its id. Cancelling takes it back."""
-    return str(await ask("create", settings=dict(settings)))
+    return str(await ask("create", undo=_end, settings=dict(settings)))
 
 
-async def ask(verb: str, **arguments: Any) -> Any:
-    """Have the keeper do something, started where none runs. Raises what it raises."""
+async def _end(identity: Any) -> None:
+    await asyncio.to_thread(registry.end_unheld, str(identity))
+
+
+async def ask(
+    verb: str, *, undo: Callable[[Any], Awaitable[None]] | None = None, **arguments: Any
+) -> Any:
+    """Have the keeper do something, started where none runs. Raises what it raises.
+
+    undo: takes back what was done, where the caller is cancelled before he learns of it.
+    """
     from novasandbox.core.session import RemoteChannel, call
 
     channel = RemoteChannel(_dial_keeper, holder=os.urandom(16))
     await channel.open(_START_DEADLINE)
     try:
-        return await call(channel, verb, **arguments)
+        return await call(channel, verb, undo=undo, **arguments)
     finally:
         await channel.close()
 

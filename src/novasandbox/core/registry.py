@@ -268,6 +268,12 @@ def _note(id_or_name: str) -> Record | None:
 
 def bury(record: Record, state: SandboxState, reason: str, *, expired: bool = False) -> Record:
     """Remove the directory and keep a note of how the sandbox ended."""
+    # Nobody may come to stand on its layers between the look at who does and their removal.
+    with _lock():
+        return _bury(record, state, reason, expired=expired)
+
+
+def _bury(record: Record, state: SandboxState, reason: str, *, expired: bool = False) -> Record:
     ended = replace(record, state=state, reason=reason, expired=expired, machine=None)
     # Before the record is gone, so that nobody finds neither; on a full disk without.
     with contextlib.suppress(OSError):
@@ -281,6 +287,12 @@ def bury(record: Record, state: SandboxState, reason: str, *, expired: bool = Fa
     if ground is not None:
         _let_go_of(ground)
     return ended
+
+
+def let_go_of(ground: Ground) -> None:
+    """Remove what was saved for somebody who was never made, where nobody else stands on it."""
+    with _lock():
+        _let_go_of(ground)
 
 
 def _let_go_of(ground: Ground) -> None:
@@ -313,6 +325,13 @@ def _grounds() -> Iterator[Ground]:
         yield kept.ground
 
 
+def keep_snapshot(folder: Path, kept: snapshots.Kept) -> None:
+    """Make a snapshot of a folder with a saved state, in one step. Raises NameTaken."""
+    with _lock():
+        snapshots.check_name(kept.name)
+        snapshots.keep(folder, kept)
+
+
 def remove_snapshot(id_or_name: str) -> None:
     """Remove a snapshot, and its layers of the disk where nobody else needs them."""
     with _lock():
@@ -338,10 +357,10 @@ def collect_leftovers() -> list[Record]:
                 machine.kill()
             if _is_due(record):
                 reason = "its time-to-live was over"
-                collected.append(bury(record, SandboxState.STOPPED, reason, expired=True))
+                collected.append(_bury(record, SandboxState.STOPPED, reason, expired=True))
             else:
                 reason = "the process that held it died"
-                collected.append(bury(record, SandboxState.FAILED, reason))
+                collected.append(_bury(record, SandboxState.FAILED, reason))
         _remove_strays()
         if collected:
             snapshots.collect()
@@ -366,7 +385,7 @@ def end_unheld(identity: str) -> None:
         machine = Owner.load(record.machine)
         if machine is not None:
             machine.kill()
-        bury(record, SandboxState.STOPPED, "it was killed")
+        _bury(record, SandboxState.STOPPED, "it was killed")
 
 
 def is_leftover(record: Record) -> bool:

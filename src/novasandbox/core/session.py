@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import abc
+import asyncio
+import contextlib
 import errno
 import functools
 import json
@@ -18,6 +20,7 @@ from novasandbox.core.holder import Holder
 from novasandbox.core.hypervisor import SandboxState
 from novasandbox.core.registry import Record
 from novasandbox.core.verbs import perform
+from novasandbox.core.whole import whole
 from novasandbox.errors import (
     GuestUnreachable,
     IllegalTransition,
@@ -29,10 +32,14 @@ from novasandbox.guest.channel import Channel, Dial, Passenger
 from novasandbox.guest.frames import FieldList, Fields, Message, encode, encode_fields
 from novasandbox.guest.link import Link
 from novasandbox.guest.protocol import DEFAULT_WINDOW, Frame, Tag
-from novasandbox.guest.stream import Stream
+from novasandbox.guest.stream import Reply, Stream
 
 # A keeper that takes over another sandbox at that moment may take this long to answer.
 _DIAL_DEADLINE = 40.0
+# How long a call that was given up may take until it has taken back what it did.
+_FAREWELL = 30.0
+# Any other verb wakes a sandbox that sleeps.
+_WITHOUT_WAKING = ("kill", "hibernate")
 _MALFORMED = (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError)
 
 
@@ -72,9 +79,16 @@ class LocalSession(Session):
 
     async def control(self, verb: str, **arguments: Any) -> Any:
         with host_limits():
+            if verb not in _WITHOUT_WAKING:
+                await self._wake()
             return await perform(self._holder, verb, arguments)
 
+    async def _wake(self) -> None:
+        if self._holder.state is SandboxState.HIBERNATED:
+            await self.channel.roused()
+
     async def fork(self, count: int) -> list[tuple[Session, Record]]:
+        await self._wake()
         children = await creation.fork(self._holder, count)
         return [(LocalSession(child), child.record) for child in children]
 
@@ -202,6 +216,9 @@ class RemoteSession(Session):
         return cls(record.id, channel)
 
     async def control(self, verb: str, **arguments: Any) -> Any:
+        if verb == "kill" and self.record().state is SandboxState.HIBERNATED:
+            # It need not be woken for that, and perhaps cannot be.
+            return await asyncio.to_thread(registry.end_unheld, self._id)
         result = await call(self.channel, verb, **arguments)
         if verb == "hibernate":
             # The holder says so as well, but perhaps after our next request.
@@ -209,11 +226,18 @@ class RemoteSession(Session):
         return result
 
     async def fork(self, count: int) -> list[tuple[Session, Record]]:
-        made = []
-        for identity in await self.control("fork", count=count):
-            record = registry.get(identity)
-            made.append((await RemoteSession.connect(record), record))
-        return [*made]
+        children = await call(self.channel, "fork", undo=_end_all, count=count)
+        made: list[tuple[Session, Record]] = []
+        try:
+            for identity in children:
+                record = registry.get(identity)
+                made.append((await RemoteSession.connect(record), record))
+        except BaseException:
+            for session, _ in made:
+                await session.close()
+            await whole(_end_all(children))
+            raise
+        return made
 
     def record(self) -> Record:
         return registry.get(self._id)
@@ -233,14 +257,44 @@ async def _wake(identity: str) -> None:
     await wake_detached(identity)
 
 
-async def call(channel: Channel, verb: str, **arguments: Any) -> Any:
-    """A CONTROL request. Raises the error that the other end raised."""
+async def _end_all(identities: list[str]) -> None:
+    """End sandboxes that nobody came to know of."""
+    for identity in identities:
+        await asyncio.to_thread(registry.end_unheld, identity)
+
+
+async def call(
+    channel: Channel,
+    verb: str,
+    *,
+    undo: Callable[[Any], Awaitable[None]] | None = None,
+    **arguments: Any,
+) -> Any:
+    """A CONTROL request. Raises the error that the other end raised.
+
+    undo: takes back what was done, where the caller was cancelled before he learned of it.
+    """
     text = json.dumps({"name": verb, "arguments": arguments})
     stream = channel.request(CONTROL, [(Tag.MESSAGE, text)])
     try:
-        reply = await stream.result()
+        return _answer(await stream.result())
+    except asyncio.CancelledError:
+        if undo is not None:
+            await whole(_take_back(stream, undo))
+        raise
     finally:
         stream.release()
+
+
+async def _take_back(stream: Stream, undo: Callable[[Any], Awaitable[None]]) -> None:
+    stream.cancel()
+    with contextlib.suppress(NovaError, OSError, TimeoutError):
+        async with asyncio.timeout(_FAREWELL):
+            reply = await stream.result()
+        await undo(_answer(reply))
+
+
+def _answer(reply: Reply) -> Any:
     told = reply.fields.get(Tag.MESSAGE)
     try:
         answer = json.loads(told)

@@ -30,6 +30,7 @@ from novasandbox.core.preparation import Prepared, stand_on
 from novasandbox.core.registry import Record
 from novasandbox.core.snapshots import Kept
 from novasandbox.core.template_snapshot import Origin
+from novasandbox.core.whole import whole
 from novasandbox.errors import IllegalTransition, SnapshotInvalid
 
 if TYPE_CHECKING:
@@ -47,15 +48,16 @@ async def hibernate(holder: Holder, *, is_due: bool = False) -> None:
     """
     folder = holder.record.directory / f"asleep-{secrets.token_hex(4)}"
     async with holder.still() as machine:
+        ground = ground_of(holder.record)
         try:
             folder.mkdir(mode=0o700)
             await machine.save(folder)
-            ground = await copying.with_memory(ground_of(holder.record), folder)
+            ground = await copying.with_memory(ground, folder)
             signature = await copying.signature(holder.record, ground)
             disk = disk_of(holder.record)
             await _lie_down(holder, folder, ground, disk, signature, is_due=is_due)
         except BaseException:
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            await whole(copying.give_back(folder, ground))
             raise
         await holder.fall_asleep(asleep_error(holder.id))
 

@@ -162,10 +162,14 @@ class Channel:
         """Have a guest that sleeps roused now, by whom it was to be. Raises why it was not."""
         if self._rouse is not None:
             self._begin_rousing()
-        if self._reconnecting is not None:
-            error = await asyncio.shield(self._reconnecting)
-            if error is not None:
-                raise error
+        task = self._reconnecting
+        if task is None:
+            return
+        await asyncio.wait((task,))
+        if task.cancelled():
+            self.raise_if_closed()
+        elif (error := task.result()) is not None:
+            raise error
 
     def _begin_rousing(self) -> None:
         rouse, self._rouse = self._rouse, None
