@@ -166,6 +166,25 @@ async def test_damage_behind_the_stamps_back_is_found_by_a_thorough_look(
     assert store.find(artifact.key, thorough=True) is None
 
 
+@pytest.mark.parametrize("lack", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+async def test_what_this_process_lacks_is_no_damage(
+    store: Store, monkeypatch: pytest.MonkeyPatch, lack: int
+) -> None:
+    artifact = await store.obtain("thing", WANTED, Builder())
+
+    def lacking(*_: object, **__: object) -> bytes:
+        raise OSError(lack, os.strerror(lack))
+
+    for way in ("read_bytes", "open"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, way, lacking)
+            if way == "open":
+                os.utime(artifact.path / "file")
+            with pytest.raises(OSError, match=os.strerror(lack)):
+                store.find(artifact.key)
+    assert store.find(artifact.key) == artifact
+
+
 def test_a_holes_hash_is_that_of_zeros(tmp_path: Path) -> None:
     hole, zeros, other = (tmp_path / name for name in ("hole", "zeros", "other"))
     for path, middle in ((hole, None), (zeros, bytes(300_000)), (other, b"\1" + bytes(299_999))):

@@ -16,6 +16,7 @@ import pytest
 
 from novasandbox.core import registry
 from novasandbox.core.atomic import write_json
+from novasandbox.core.ground import layers_dir
 from novasandbox.core.home import run_dir
 from novasandbox.core.hypervisor import SandboxConfig, SandboxState
 from novasandbox.core.owner import Owner
@@ -26,6 +27,7 @@ from novasandbox.errors import (
     SandboxExpired,
     SandboxFailed,
     SandboxNotFound,
+    SnapshotInvalid,
 )
 
 pytestmark = pytest.mark.usefixtures("own_home")
@@ -311,3 +313,42 @@ def test_the_home_is_made_for_its_owner_only(own_home: Path) -> None:
     registry.records()
     assert own_home.stat().st_mode & 0o777 == 0o700
     assert (own_home / "run").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(
+    "where", ["snapshots/0123456789ab/snapshot.json", "run/ba9876543210/sandbox.json"]
+)
+@pytest.mark.parametrize("data", [b"{", b'{"format": 99}', b"[]"])
+def test_nothing_goes_while_it_cannot_be_told_what_is_needed(
+    own_home: Path, where: str, data: bytes
+) -> None:
+    layer = layers_dir() / "0123456789abcdef.qcow2"
+    layer.write_bytes(b"a layer")
+    record = own_home / where
+    record.parent.mkdir(parents=True)
+    record.write_bytes(data)
+    assert registry.sweep((layer.stem,)) == 0
+    assert layer.exists()
+    with pytest.raises(SnapshotInvalid, match="another version"):
+        registry.used_artifacts()
+    record.unlink()
+    record.parent.rmdir()
+    assert registry.sweep((layer.stem,)) > 0
+    assert not layer.exists()
+
+
+def test_a_sleepers_machine_is_ended_and_its_record_left_to_who_wakes_it(
+    machine: subprocess.Popen[bytes],
+) -> None:
+    dead = replace(Owner.self(), started=1.0)
+    record = replace(
+        made(),
+        state=SandboxState.HIBERNATED,
+        owner=dead,
+        machine=Owner.of(machine.pid).as_data(),
+    )
+    registry.save(record)
+    written = (record.directory / "sandbox.json").stat()
+    assert registry.collect_leftovers() == []
+    machine.wait(timeout=10)
+    assert (record.directory / "sandbox.json").stat() == written

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from novasandbox.core import layers, registry, snapshots
+from novasandbox.core import registry, snapshots
 from novasandbox.core.home import home, run_dir
 
 # What `atomic` makes beside a file until it takes its place.
@@ -47,7 +47,7 @@ def _clean() -> Cleaned:
     store.collect()
     gone = {path: size for path, size in half_built.items() if not path.exists()}
     gone |= dict.fromkeys(snapshots.collect(), 0)
-    freed = layers.sweep(registry.used_layers())
+    freed = registry.sweep()
     for path in _half_written():
         with contextlib.suppress(FileNotFoundError):
             size = path.lstat().st_size

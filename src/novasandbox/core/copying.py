@@ -52,7 +52,7 @@ async def _freeze(holder: Holder, machine: Machine) -> Ground:
     try:
         await machine.freeze_disk(top)
     except BaseException:
-        layers.sweep(registry.used_layers(), (layer,))
+        registry.sweep((layer,))
         raise
     ground = ground.with_layer(layer)
     # Not `record`: a timeout may have been set meanwhile, or a port exposed.

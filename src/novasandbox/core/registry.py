@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,10 @@ from novasandbox.errors import (
     SandboxExpired,
     SandboxFailed,
     SandboxNotFound,
+    SnapshotInvalid,
 )
+
+log = logging.getLogger(__name__)
 
 _RECORD = "sandbox.json"
 _NOTES_KEPT = 200
@@ -298,31 +302,68 @@ def let_go_of(ground: Ground) -> None:
 def _let_go_of(ground: Ground) -> None:
     """Remove what an ended sandbox or a removed snapshot stood on, where it was the last."""
     if ground.own_layers:
-        layers.sweep(used_layers(), ground.own_layers)
+        sweep(ground.own_layers)
     memory = ground.own_memory
-    if memory is not None and memory not in used_artifacts():
-        from novasandbox.images.store import Store
+    # Where it cannot be told who needs it, it stays.
+    with contextlib.suppress(OSError, SnapshotInvalid):
+        if memory is not None and memory not in used_artifacts():
+            from novasandbox.images.store import Store
 
-        Store().remove(memory)
+            Store().remove(memory)
+
+
+def sweep(candidates: Iterable[str] | None = None) -> int:
+    """Remove layers that nobody needs, see `layers.sweep`; gives their bytes.
+
+    Where it cannot be told who needs what, all stay.
+    """
+    try:
+        return layers.sweep(used_layers(), candidates)
+    except (OSError, SnapshotInvalid) as error:
+        log.warning("no layers are removed: %s", error)
+        return 0
 
 
 def used_layers() -> set[str]:
-    """The layers of disks that a sandbox or a snapshot needs."""
+    """The layers of disks that a sandbox or a snapshot needs. Raises SnapshotInvalid."""
     return {layer for ground in _grounds() for layer in ground.own_layers}
 
 
 def used_artifacts() -> set[str]:
-    """The artifacts that a sandbox, asleep or not, or a snapshot needs."""
+    """The artifacts that a sandbox, asleep or not, or a snapshot needs. Raises SnapshotInvalid."""
     return {key for ground in _grounds() for key in ground.keys}
 
 
 def _grounds() -> Iterator[Ground]:
-    for record in records():
-        ground = Ground.load(record.ground)
-        if ground is not None:
+    """What is stood on. Raises SnapshotInvalid for a record that cannot be read.
+
+    It may be of a newer version, or on a disk that fails: what it needs is not for us to remove.
+    """
+    for path in run_dir().iterdir():
+        if path.name.startswith("."):
+            continue
+        record = Record.load(read_json(path / _RECORD))
+        if record is None and (path / _RECORD).exists():
+            raise _unreadable(path / _RECORD)
+        if record is not None and record.ground is not None:
+            ground = Ground.load(record.ground)
+            if ground is None:
+                raise _unreadable(path / _RECORD)
             yield ground
-    for kept in snapshots.all_kept():
-        yield kept.ground
+    for path in snapshots.folders():
+        kept = snapshots.load(path)
+        if kept is None and path.exists():
+            raise _unreadable(path)
+        if kept is not None:
+            yield kept.ground
+
+
+def _unreadable(path: Path) -> SnapshotInvalid:
+    return SnapshotInvalid(
+        "it cannot be told what is still needed",
+        why=f"{path} cannot be read, or is of another version",
+        fix="Use the version that made it, or remove it.",
+    )
 
 
 def keep_snapshot(folder: Path, kept: snapshots.Kept) -> None:
@@ -364,7 +405,7 @@ def collect_leftovers() -> list[Record]:
         _remove_strays()
         if collected:
             snapshots.collect()
-            layers.sweep(used_layers())
+            sweep()
     return collected
 
 
@@ -372,8 +413,8 @@ def _end_machine_of_sleeper(record: Record) -> None:
     """Whoever put it to sleep may have died before he could end its machine."""
     machine = Owner.load(record.machine)
     if machine is not None and not (record.owner and record.owner.alive):
+        # The record stays: whoever wakes it just now may have written another.
         machine.kill()
-        save(replace(record, machine=None))
 
 
 def end_unheld(identity: str) -> None:

@@ -180,7 +180,7 @@ async def saved(record: Record) -> AsyncIterator[tuple[Prepared, Origin]]:
         try:
             yield prepared, copying.origin_of(ground.with_layer(layer), folder)
         except BaseException:
-            await asyncio.to_thread(layers.sweep, registry.used_layers(), (layer,))
+            await asyncio.to_thread(registry.sweep, (layer,))
             raise
 
 

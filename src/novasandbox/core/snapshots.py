@@ -150,13 +150,14 @@ def new_id() -> str:
     return secrets.token_hex(6)
 
 
+def folders() -> list[Path]:
+    """The folder of every snapshot, the unreadable ones' too."""
+    return [path for path in snapshots_dir().iterdir() if not path.name.startswith(".")]
+
+
 def all_kept() -> list[Kept]:
     """Every snapshot, the oldest first."""
-    found = [
-        kept
-        for path in snapshots_dir().iterdir()
-        if not path.name.startswith(".") and (kept := _load(path)) is not None
-    ]
+    found = [kept for path in folders() if (kept := load(path)) is not None]
     return sorted(found, key=lambda kept: (kept.created, kept.id))
 
 
@@ -203,7 +204,8 @@ def discard(kept: Kept) -> None:
     shutil.rmtree(grave, ignore_errors=True)
 
 
-def _load(path: Path) -> Kept | None:
+def load(path: Path) -> Kept | None:
+    """The snapshot in a folder; None where it cannot be read, or is another version's."""
     try:
         data = json.loads((path / _RECORD).read_bytes())
         if data.pop("format") != _FORMAT:

@@ -29,7 +29,7 @@ from novasandbox.core.hypervisor import (
 from novasandbox.core.owner import owner_descriptor
 from novasandbox.core.preparation import Prepared, prepare
 from novasandbox.core.warming import warm, warmth
-from novasandbox.errors import HostResourceExhausted, InvalidRequest, NovaError
+from novasandbox.errors import HostResourceExhausted, InvalidRequest, NovaError, SnapshotInvalid
 from novasandbox.guest.channel import Channel
 
 if TYPE_CHECKING:
@@ -232,8 +232,12 @@ def _evict(store: Store) -> None:
     found = [key for key in store.keys() if key.startswith(f"{KIND}-")]  # noqa: SIM118
     if len(found) <= _KEPT:
         return
-    used = registry.used_artifacts()
-    by_age = sorted(found, key=lambda key: (store.objects / key).stat().st_mtime)
+    # Another process may remove some at this moment; the next one who makes one looks again.
+    try:
+        used = registry.used_artifacts()
+        by_age = sorted(found, key=lambda key: (store.objects / key).stat().st_mtime)
+    except (OSError, SnapshotInvalid):
+        return
     for key in by_age[: len(found) - _KEPT]:
         if key not in used:
             store.remove(key)

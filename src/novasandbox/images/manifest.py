@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 STAMPS = "stamps.json"
 _BLOCK = 1 << 16
+_OURS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class Damaged(Exception):
@@ -70,6 +71,7 @@ def read(folder: Path) -> Manifest:
             },
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        _raise_if_ours(error)
         raise Damaged(f"{folder / MANIFEST} cannot be read ({error})") from error
 
 
@@ -94,10 +96,17 @@ def check(folder: Path, *, thorough: bool = False) -> Manifest:
             if content_hash(path) != row["hash"]:
                 raise Damaged(f"{path} does not have the contents it was made with")
         except OSError as error:
+            _raise_if_ours(error)
             raise Damaged(f"{path} cannot be read ({error.strerror})") from error
     if current != stamps:
         _write(folder / STAMPS, current)
     return manifest
+
+
+def _raise_if_ours(error: Exception) -> None:
+    """Raise an error that tells of this process or its host: the artifact is not damaged by it."""
+    if isinstance(error, OSError) and error.errno in _OURS:
+        raise error
 
 
 def content_hash(path: Path, *, sync: bool = False) -> str:
