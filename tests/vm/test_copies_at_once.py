@@ -18,7 +18,13 @@ from novasandbox.core import making, registry, sleeping
 from novasandbox.core.ground import layers_dir, objects
 from novasandbox.core.hypervisor import STATE
 from novasandbox.core.snapshots import Snapshot
-from novasandbox.errors import IllegalTransition, NameTaken, NovaError
+from novasandbox.errors import (
+    HostResourceExhausted,
+    IllegalTransition,
+    NameTaken,
+    NovaError,
+)
+from novasandbox.guest.client import Guest
 from novasandbox.providers import qemu_state
 from waiting import until
 
@@ -233,3 +239,39 @@ async def test_what_fails_leaves_no_memory(
                 await getattr(sandbox, verb)()
         assert set(objects().glob("memory-*")) == before
         assert await _text(sandbox, "echo on") == "on"
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_waking_that_fails_can_be_tried_again(
+    own_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    async def fails(*_: object) -> None:
+        raise HostResourceExhausted("the host is full today")
+
+    await _text(own_sandbox, "echo kept >/dev/shm/f")
+    for _ in range(2):
+        await own_sandbox.hibernate()
+        with monkeypatch.context() as patch:
+            patch.setattr(*((Guest, "renew") if late else (making, "restore")), fails)
+            for _ in range(2):
+                with pytest.raises(HostResourceExhausted, match="full today"):
+                    await own_sandbox.exec("true")
+            with pytest.raises(HostResourceExhausted):
+                await Sandbox.connect(own_sandbox.id)
+        assert registry.get(own_sandbox.id).state is SandboxState.HIBERNATED
+        assert await _text(own_sandbox, "cat /dev/shm/f") == "kept"
+    await own_sandbox.hibernate()
+    with monkeypatch.context() as patch:
+        patch.setattr(making, "restore", fails)
+        with pytest.raises(HostResourceExhausted):
+            await own_sandbox.exec("true")
+    # Another process is not kept from it either.
+    told = await elsewhere.run(
+        """
+        async with await Sandbox.connect(sys.argv[1]) as sandbox:
+            print((await sandbox.exec("cat /dev/shm/f")).stdout)
+            await sandbox.kill()
+        """,
+        own_sandbox.id,
+    )
+    assert told.strip() == "kept"

@@ -78,7 +78,7 @@ async def _started(
 
 
 async def _give_up(machine: Machine, channel: Channel) -> None:
-    await channel.close()
+    await channel.withdraw()
     await machine.kill()
 
 

@@ -89,7 +89,9 @@ class Holder:
         gate, self._gate = self._gate, None
         if gate is not None:
             await gate.close(None)
-        await self._close_doors(GuestUnreachable("it was not woken", sandbox_id=self.id))
+        await self._close_ports()
+        if self.channel is not None:
+            await self.channel.withdraw()
         await self._drop_machine()
         with contextlib.suppress(OSError):
             registry.save(replace(slept, machine=None, owner=None))

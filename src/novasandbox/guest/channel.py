@@ -107,6 +107,8 @@ class Channel:
         self._rouse: Callable[[], Awaitable[None]] | None = None
         self._early: list[int] = []
         self.boot_id = b""
+        self.has_slept = False
+        """Whether there are handles that go on with it once its guest is roused."""
         self.refusal: NovaError | None = None
         """Raised by new requests, while the guest cannot take any: it is paused."""
 
@@ -136,6 +138,7 @@ class Channel:
             link.abort()
         self._fail_streams(reason)
         self._rouse = rouse
+        self.has_slept = True
         if kept:
             self._streams |= kept
             self._begin_rousing()
@@ -432,6 +435,14 @@ class Channel:
             self._farewell_timer = None
         if self._farewells:
             self.post(b"")
+
+    async def withdraw(self) -> None:
+        """Give up a guest that was dialled: the channel ends, but for one that sleeps on."""
+        if not self.has_slept:
+            await self.close()
+        elif self._link is not None:
+            self._link.abort()
+            self._link = None
 
     async def close(self, error: BaseException | None = None) -> None:
         """End the connection; streams still open fail with `error`. Harmless when repeated."""
