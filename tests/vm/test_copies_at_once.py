@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import signal
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -252,7 +253,8 @@ async def test_a_waking_that_fails_can_be_tried_again(
     for _ in range(2):
         await own_sandbox.hibernate()
         with monkeypatch.context() as patch:
-            patch.setattr(*((Guest, "renew") if late else (making, "restore")), fails)
+            target: Any = Guest if late else making
+            patch.setattr(target, "renew" if late else "restore", fails)
             for _ in range(2):
                 with pytest.raises(HostResourceExhausted, match="full today"):
                     await own_sandbox.exec("true")
@@ -275,3 +277,44 @@ async def test_a_waking_that_fails_can_be_tried_again(
         own_sandbox.id,
     )
     assert told.strip() == "kept"
+
+
+async def test_one_that_rests_is_woken_by_a_call_whatever_happened_to_it(
+    nova_home: Path, qemu: str
+) -> None:
+    async with Sandbox.create(timeout=1.5, on_timeout="pause", detach=True) as sandbox:
+        rests = SandboxState.PAUSED
+        await until(lambda: registry.get(sandbox.id).state is rests)
+        elsewhere.end_keeper(nova_home, signal.SIGKILL)
+        async with await Sandbox.connect(sandbox.id) as again:
+            assert await _text(again, "echo on") == "on"
+        deadline = registry.get(sandbox.id).deadline
+        assert deadline is not None
+        assert deadline > time.time()
+        await until(lambda: registry.get(sandbox.id).state is rests)
+        await sandbox.hibernate()
+        assert await _text(sandbox, "echo on") == "on"
+        await sandbox.kill()
+    elsewhere.end_keeper(nova_home)
+
+
+async def test_a_snapshot_started_as_another_user_runs_code_as_that_user(
+    own_sandbox: Sandbox,
+) -> None:
+    await own_sandbox.run_code("x = 41")
+    taken = await own_sandbox.snapshot()
+    async with Sandbox.create(snapshot=taken.id, user="root") as other:
+        assert (await other.run_code("import os; os.getuid()")).text == "0"
+        assert await _text(other, "id -u") == "0"
+        await other.run_code("y = 42")
+        later = await other.snapshot()
+        (child,) = await other.fork()
+        async with child:
+            assert (await child.run_code("y")).text == "42"
+    async with Sandbox.create(snapshot=taken.id) as same:
+        assert (await same.run_code("x")).text == "41"
+    for user in (None, "root"):
+        async with Sandbox.create(snapshot=later.id, user=user) as again:
+            assert (await again.run_code("y")).text == "42"
+    for each in (taken, later):
+        await Sandbox.remove_snapshot(each.id)

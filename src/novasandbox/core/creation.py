@@ -16,9 +16,11 @@ from novasandbox.core import (
     making,
     provider_choice,
     registry,
+    resting,
     sleeping,
     snapshots,
     template_snapshot,
+    warming,
 )
 from novasandbox.core.admission import Room
 from novasandbox.core.exhaustion import host_limits
@@ -87,12 +89,20 @@ async def _make(
 async def _from_snapshot(config: SandboxConfig, name: str) -> Holder:
     kept = await asyncio.to_thread(snapshots.find, name)
     config = _sized_like(config, kept.settings)
+    former = kept.settings.user or kept.ground.user
+    config = replace(config, user=config.user or kept.settings.user)
     async with (
         copying.of_snapshot(kept) as (found, origin),
         _admitted(config, found) as prepared,
     ):
         return await copy(
-            config, kept.provider, prepared, origin, came_from=kept.id, env=config.env
+            config,
+            kept.provider,
+            prepared,
+            origin,
+            came_from=kept.id,
+            env=config.env,
+            has_other_user=config.user not in (None, former),
         )
 
 
@@ -104,11 +114,12 @@ async def copy(
     *,
     came_from: str | None,
     env: Mapping[str, str] | None = None,
+    has_other_user: bool = False,
 ) -> Holder:
     """Make a sandbox that goes on where another one stood, as one of its own.
 
     prepared: with a place on this host. env: instead of the other's, where it has any.
-    Raises as `create` does.
+    has_other_user: cells of code shall not run as the other's. Raises as `create` does.
     """
     provider = provider_choice.load(provider_name)
     # From here on nobody removes what it stands on.
@@ -121,6 +132,8 @@ async def copy(
                 "what the sandbox was to be copied from was removed meanwhile", why=str(error)
             ) from error
         holder.has(made)
+        if has_other_user:
+            await warming.end_interpreter(made.channel)
         await holder.settle(config, None, env)
     return holder
 
@@ -184,6 +197,8 @@ async def adopt(record: Record) -> Holder:
         disk = await copying.found_disk(machine, record)
         holder.record = registry.change(record, owner=Owner.self(), **disk)
         await holder.serve()
+        if sleeping.is_resting(record):
+            resting.wait_for_call(holder)
         holder.watch_time()
         await holder.reopen_ports()
     except VmmCrashed as error:

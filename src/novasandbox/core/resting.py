@@ -46,11 +46,18 @@ async def _stand_by(holder: Holder) -> None:
             await machine.pause()
         holder.record = registry.change(holder.record, deadline=None)
         holder.become(SandboxState.PAUSED)
+        wait_for_call(holder)
 
-        async def called() -> None:
-            await _go_on(holder)
 
-        channel.stand_by(called)
+def wait_for_call(holder: Holder) -> None:
+    """Let the next call set a sandbox going that stands still."""
+    assert holder.channel is not None
+
+    async def called() -> None:
+        await _go_on(holder)
+
+    holder.channel.refusal = None
+    holder.channel.stand_by(called)
 
 
 async def _go_on(holder: Holder) -> None:

@@ -119,6 +119,8 @@ async def _lie_down(
     disk_stamp = await asyncio.to_thread(_seal_disk, disk)
     if holder.failure is not None:
         raise holder.failure
+    rests = is_resting(holder.record)
+    is_due = is_due or rests
     record = holder.record  # Only now: its timeout may have been changed meanwhile.
     asleep = {
         "folder": folder.name,
@@ -126,7 +128,7 @@ async def _lie_down(
         "hash": state_hash,
         "disk": disk_stamp,
         "remaining": record.config["timeout"] if is_due else _remaining(record),
-        "paused": record.state is SandboxState.PAUSED and origin is None,
+        "paused": record.state is SandboxState.PAUSED and origin is None and not rests,
         "copied": origin is not None,
     }
     # The machine stays in the record: were we to die now, it would be ended by the next.
@@ -148,6 +150,13 @@ def is_asleep(record: Record) -> bool:
         return True
     require_state(record.state, (SandboxState.RUNNING, SandboxState.PAUSED), "wake it", record.id)
     return False
+
+
+def is_resting(record: Record) -> bool:
+    """Whether it is paused because its time was over: the next call lets it run again."""
+    config = record.config
+    is_timed = config["timeout"] is not None and config.get("on_timeout") == "pause"
+    return record.state is SandboxState.PAUSED and is_timed and record.deadline is None
 
 
 def is_in_hands(record: Record, holder: Holder | None) -> bool:
