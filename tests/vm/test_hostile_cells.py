@@ -122,6 +122,23 @@ async def test_files_that_are_used_up_are_no_end_of_the_context(
     assert (await sandbox.run_code("del files; 1", context=context)).text == "1"
 
 
+async def test_a_timer_that_a_cell_left_running_is_no_end_of_the_context(
+    sandbox: Sandbox, context: Context
+) -> None:
+    code = """
+import signal
+def late(*_): raise TimeoutError("too late")
+signal.signal(signal.SIGALRM, late)
+signal.setitimer(signal.ITIMER_REAL, 0.2)
+x = 41
+"""
+    await sandbox.run_code(code, context=context)
+    await asyncio.sleep(0.6)
+    result = await sandbox.run_code("x", context=context)
+    assert result.text == "41"
+    assert "TimeoutError: too late" in result.stderr
+
+
 async def test_a_context_whose_folder_is_gone_goes_on_without_it(sandbox: Sandbox) -> None:
     await sandbox.exec("mkdir -p /tmp/gone")
     context = await sandbox.contexts.create(cwd="/tmp/gone")

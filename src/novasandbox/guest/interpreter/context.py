@@ -93,7 +93,13 @@ class Context:
         """Run cells until the server ends this process."""
         self._state[wire.STATE_SERVES] = 1
         while True:
-            for descriptor, _ in self._poll.poll():
+            try:
+                ready = self._poll.poll()
+            except BaseException as error:  # noqa: BLE001  (a handler of the user's: a timer's, say)
+                with contextlib.suppress(Exception):
+                    sys.excepthook(type(error), error, error.__traceback__)
+                continue
+            for descriptor, _ in ready:
                 connection = self._connections.get(descriptor)
                 if connection is None:
                     self._accept()
