@@ -15,7 +15,7 @@ import pytest
 
 import elsewhere
 from novasandbox import Sandbox, SandboxState
-from novasandbox.core import making, registry, sleeping
+from novasandbox.core import copying, making, registry, sleeping
 from novasandbox.core.ground import layers_dir, objects
 from novasandbox.core.hypervisor import STATE
 from novasandbox.core.snapshots import Snapshot
@@ -213,6 +213,23 @@ async def test_a_fork_that_is_cancelled_at_any_moment_leaves_no_child(
         await made.kill()
     if detach:
         elsewhere.end_keeper(nova_home)
+
+
+async def test_a_fork_that_is_cancelled_at_its_very_end_leaves_no_child(
+    own_sandbox: Sandbox, nova_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give_back = copying.give_back
+
+    async def cancelled(*arguments: Any) -> None:
+        forking.cancel()
+        await give_back(*arguments)
+
+    before = elsewhere.living(nova_home)
+    monkeypatch.setattr(copying, "give_back", cancelled)
+    forking = asyncio.create_task(own_sandbox.fork(2))
+    with pytest.raises(asyncio.CancelledError):
+        await forking
+    assert elsewhere.living(nova_home) == before
 
 
 async def test_a_name_is_one_snapshots(own_sandbox: Sandbox) -> None:

@@ -145,19 +145,24 @@ async def fork(parent: Holder, count: int) -> list[Holder]:
     """
     config = replace(parent.record.settings, name=None)
     provider, origin = str(parent.record.provider), parent.record.origin
-    with host_limits():
-        # Before the parent is stopped, which is of no use where there is no room.
-        async with (
-            admission.admitted(config, count) as rooms,
-            copying.moment(parent) as (found, saved),
-        ):
-            tasks = [
-                asyncio.create_task(
-                    copy(config, provider, _with(found, room), saved, came_from=origin)
-                )
-                for room in rooms
-            ]
-            children = await _all_or_none(tasks)
+    children: list[Holder] = []
+    try:
+        with host_limits():
+            # Before the parent is stopped, which is of no use where there is no room.
+            async with (
+                admission.admitted(config, count) as rooms,
+                copying.moment(parent) as (found, saved),
+            ):
+                tasks = [
+                    asyncio.create_task(
+                        copy(config, provider, _with(found, room), saved, came_from=origin)
+                    )
+                    for room in rooms
+                ]
+                children = await _all_or_none(tasks)
+    except BaseException:
+        await whole(_end_all(children))
+        raise
     for child in children:
         if parent.on_child is not None:
             parent.on_child(child)
@@ -178,7 +183,11 @@ async def _undo(tasks: list[asyncio.Task[Holder]]) -> None:
     for task in tasks:
         task.cancel()
     results = await asyncio.gather(*tasks, return_exceptions=True)
-    await asyncio.gather(*(each.kill() for each in results if isinstance(each, Holder)))
+    await _end_all([each for each in results if isinstance(each, Holder)])
+
+
+async def _end_all(holders: list[Holder]) -> None:
+    await asyncio.gather(*(each.kill() for each in holders))
 
 
 async def adopt(record: Record) -> Holder:
