@@ -24,9 +24,11 @@ from novasandbox.errors import (
     IllegalTransition,
     NameTaken,
     NovaError,
+    VmmCrashed,
 )
 from novasandbox.guest.client import Guest
 from novasandbox.providers import qemu_state
+from novasandbox.providers.qmp import Qmp
 from waiting import until
 
 pytestmark = pytest.mark.vm
@@ -335,3 +337,33 @@ async def test_a_snapshot_started_as_another_user_runs_code_as_that_user(
             assert (await again.run_code("y")).text == "42"
     for each in (taken, later):
         await Sandbox.remove_snapshot(each.id)
+
+
+@pytest.mark.parametrize("late", ["blockdev-add", "blockdev-snapshot", "query-fdsets"])
+async def test_an_answer_of_qemu_that_comes_too_late_harms_no_disk(
+    own_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    execute = Qmp.execute
+
+    async def executed(qmp: Qmp, command: str, *arguments: Any, **options: Any) -> Any:
+        answer = await execute(qmp, command, *arguments, **options)
+        if command == late:
+            raise VmmCrashed(f"QEMU did not take the command {command!r}", why="TimeoutError()")
+        return answer
+
+    await _text(own_sandbox, "echo one >one; sync")
+    with monkeypatch.context() as patch:
+        patch.setattr(Qmp, "execute", executed)
+        with pytest.raises(VmmCrashed, match="did not take"):
+            await own_sandbox.snapshot()
+    more = "dd if=/dev/urandom of=more bs=64k count=64 2>/dev/null; sha256sum one more >sums; sync"
+    await _text(own_sandbox, more)
+    taken = await own_sandbox.snapshot()
+    look = "echo 3 >/proc/sys/vm/drop_caches; sha256sum -c sums"
+    async with Sandbox.create(snapshot=taken.id) as copied:
+        result = await copied.exec(look, user="root", cwd="/home/user")
+        assert result.stdout == "one: OK\nmore: OK\n"
+    await own_sandbox.hibernate()
+    result = await own_sandbox.exec(look, user="root", cwd="/home/user")
+    assert result.stdout == "one: OK\nmore: OK\n"
+    await Sandbox.remove_snapshot(taken.id)

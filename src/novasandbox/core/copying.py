@@ -25,7 +25,7 @@ from novasandbox.core.registry import Record
 from novasandbox.core.snapshots import Kept, Snapshot
 from novasandbox.core.template_snapshot import Origin
 from novasandbox.core.whole import whole
-from novasandbox.errors import SnapshotInvalid
+from novasandbox.errors import NovaError, SnapshotInvalid
 
 if TYPE_CHECKING:
     from novasandbox.core.holder import Holder
@@ -49,18 +49,31 @@ async def _freeze(holder: Holder, machine: Machine) -> Ground:
     ground, disk = ground_of(record), disk_of(record)
     top = record.directory / f"{secrets.token_hex(8)}.qcow2"
     layer = await asyncio.to_thread(layers.leave, disk)
+    failure: Exception | None = None
     try:
         await machine.freeze_disk(top)
-    except BaseException:
-        registry.sweep((layer,))
-        raise
+    except Exception as error:
+        # It may have been done all the same: then what the machine says of its disk counts.
+        if not await _writes_to(machine, top):
+            await asyncio.to_thread(registry.sweep, (layer,))
+            raise
+        failure = error
     ground = ground.with_layer(layer)
     # Not `record`: a timeout may have been set meanwhile, or a port exposed.
     holder.record = registry.change(holder.record, ground=ground.as_data(), disk=top.stem)
     await asyncio.to_thread(layers.settle, layer)
     with suppress(OSError):
         disk.unlink()
+    if failure is not None:
+        raise failure
     return ground
+
+
+async def _writes_to(machine: Machine, disk: Path) -> bool:
+    try:
+        return await machine.disk_layer() == disk.stem
+    except NovaError:
+        return False  # It is gone.
 
 
 async def with_memory(ground: Ground, folder: Path) -> Ground:

@@ -325,8 +325,8 @@ class Machine(abc.ABC):
         """Lay a new empty layer, the file `layer`, on the paused machine's disk.
 
         What the machine wrote before is written no more, by nobody, and may be shared. Takes
-        the same time however much that is. Raises VmmCrashed, OperationFailed, OSError; the
-        disk is then as it was.
+        the same time however much that is. Raises VmmCrashed, OperationFailed, OSError; then
+        `disk_layer` says whether it was done.
         """
 
     @abc.abstractmethod

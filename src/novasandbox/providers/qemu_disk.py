@@ -7,11 +7,12 @@ QEMU opens the layer below anew, to read only, and by its name it would find ano
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
 
-from novasandbox.errors import VmmCrashed
+from novasandbox.errors import NovaError, VmmCrashed
 from novasandbox.providers.qemu_command import DISK, writer_of
 from novasandbox.providers.qmp import Qmp
 from novasandbox.providers.scratch_layer import write_empty_layer
@@ -48,7 +49,7 @@ async def top_node(qmp: Qmp) -> str:
 async def lay_on(qmp: Qmp, layer: Path) -> None:
     """Put a new empty layer, the file `layer`, on the disk of a machine that stands still.
 
-    Raises FileExistsError, VmmCrashed, OperationFailed; then the disk is as it was.
+    Raises FileExistsError, VmmCrashed, OperationFailed; then `top_node` says whether it was done.
     """
     disk = await _disk(qmp)
     below, node = str(disk["inserted"]["node-name"]), node_of(layer)
@@ -69,7 +70,10 @@ async def lay_on(qmp: Qmp, layer: Path) -> None:
         )
         await qmp.execute("blockdev-snapshot", {"node": below, "overlay": node})
     except BaseException:
-        layer.unlink(missing_ok=True)
+        # An answer that came too late is none that says no.
+        with contextlib.suppress(NovaError):
+            if await top_node(qmp) != node:
+                layer.unlink(missing_ok=True)
         raise
     # From here on nobody can write what lies below: not even this QEMU.
     await _take_back_writer(qmp, below)
