@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -24,12 +25,13 @@ from novasandbox.errors import (
     IllegalTransition,
     NameTaken,
     NovaError,
+    SandboxNotFound,
     VmmCrashed,
 )
 from novasandbox.guest.client import Guest
 from novasandbox.providers import qemu_state
 from novasandbox.providers.qmp import Qmp
-from waiting import until
+from waiting import is_gone, until
 
 pytestmark = pytest.mark.vm
 
@@ -296,6 +298,52 @@ async def test_a_waking_that_fails_can_be_tried_again(
         own_sandbox.id,
     )
     assert told.strip() == "kept"
+
+
+@pytest.mark.parametrize("own", [False, True])
+async def test_a_machine_that_dies_while_it_is_woken_loses_nothing(
+    own_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    renew = Guest.renew
+
+    async def dies(guest: Guest) -> None:
+        pids = elsewhere.pids(registry.get(own_sandbox.id))
+        os.kill(pids[0], signal.SIGKILL)
+        await until(lambda: is_gone(pids[0]))
+        await asyncio.sleep(0.3)
+        await renew(guest)
+
+    await _text(own_sandbox, "echo kept >/dev/shm/f")
+    await own_sandbox.hibernate()
+    with monkeypatch.context() as patch:
+        patch.setattr(Guest, "renew", dies)
+        for _ in range(2):
+            waking = own_sandbox.exec("true") if own else Sandbox.connect(own_sandbox.id)
+            with pytest.raises(NovaError):
+                await waking
+    assert registry.get(own_sandbox.id).state is SandboxState.HIBERNATED
+    assert await _text(own_sandbox, "cat /dev/shm/f") == "kept"
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_one_that_is_killed_while_it_is_woken_was_killed(
+    own_sandbox: Sandbox, nova_home: Path, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    target: Any = Guest if late else making
+    name = "renew" if late else "restore"
+    go_on = getattr(target, name)
+
+    async def killed(*arguments: Any) -> Any:
+        await asyncio.to_thread(registry.end_unheld, own_sandbox.id)
+        return await go_on(*arguments)
+
+    await own_sandbox.hibernate()
+    before = elsewhere.living(nova_home) - {own_sandbox.id}
+    with monkeypatch.context() as patch:
+        patch.setattr(target, name, killed)
+        with pytest.raises(SandboxNotFound, match="it was killed"):
+            await Sandbox.connect(own_sandbox.id)
+    assert elsewhere.living(nova_home) == before
 
 
 async def test_one_that_rests_is_woken_by_a_call_whatever_happened_to_it(

@@ -33,7 +33,13 @@ from novasandbox.core.preparation import Prepared, prepare
 from novasandbox.core.registry import Record
 from novasandbox.core.template_snapshot import Origin
 from novasandbox.core.whole import whole
-from novasandbox.errors import GuestUnreachable, InvalidConfig, SnapshotInvalid, VmmCrashed
+from novasandbox.errors import (
+    GuestUnreachable,
+    InvalidConfig,
+    NovaError,
+    SnapshotInvalid,
+    VmmCrashed,
+)
 from novasandbox.guest.client import Guest
 
 # How long somebody may take to put a sandbox to sleep, or back, once its record says so.
@@ -240,8 +246,7 @@ async def wake(identity: str, holder: Holder | None = None) -> Holder | None:
                         return None
                     if not sleeping.is_in_hands(slept, holder):
                         deadline.reschedule(None)
-                        with host_limits():
-                            return await _wake(slept, holder or Holder(slept))
+                        return await _wake_or_tell(slept, holder or Holder(slept))
                 await asyncio.sleep(_LOOK_EVERY)
     except TimeoutError as error:
         if not deadline.expired():
@@ -251,6 +256,16 @@ async def wake(identity: str, holder: Holder | None = None) -> Holder | None:
             fix=f"End that process, or the sandbox: nova kill {identity}",
             sandbox_id=identity,
         ) from error
+
+
+async def _wake_or_tell(slept: Record, holder: Holder) -> Holder:
+    try:
+        with host_limits():
+            return await _wake(slept, holder)
+    except (NovaError, OSError):
+        # Where somebody has ended it meanwhile, that is why.
+        await asyncio.to_thread(registry.get, slept.id)
+        raise
 
 
 async def _wake(slept: Record, holder: Holder) -> Holder:

@@ -457,6 +457,8 @@ class Holder:
 
     def fail(self, error: NovaError, reason: str | None = None) -> None:
         """It has ended by itself, or is as good as gone. reason: the error's words, if None."""
+        if self.state is SandboxState.HIBERNATED:
+            return  # It was being woken, and sleeps on: what was saved is whole.
         if self._ending is None:
             self._failure = self._failure or error
             self._start_ending(SandboxState.FAILED, reason or str(error))

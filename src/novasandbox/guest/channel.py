@@ -106,6 +106,7 @@ class Channel:
         self._error: BaseException | None = None
         self._rouse: Callable[[], Awaitable[None]] | None = None
         self._early: list[int] = []
+        self._is_waking = False
         self.boot_id = b""
         self.has_slept = False
         """Whether there are handles that go on with it once its guest is roused."""
@@ -177,6 +178,7 @@ class Channel:
     def _begin_rousing(self) -> None:
         rouse, self._rouse = self._rouse, None
         assert rouse is not None
+        self._is_waking = self._link is None
         # What the rousing itself asks of the guest comes before what is waiting for it.
         self._early = list(range(self._next, self._next + _EARLY))
         self._next += _EARLY
@@ -187,11 +189,13 @@ class Channel:
         try:
             await rouse()
         except Exception as error:
+            self._is_waking = False
             self._fail_streams(error)
             self._rouse = rouse
             if not isinstance(error, (NovaError, OSError)):
                 raise
             return error
+        self._is_waking = False
         if self._link is not None and self._link.is_holding:
             self._link.release()
         elif self._link is not None:
@@ -338,6 +342,8 @@ class Channel:
         if self._rouse is not None:
             self._begin_rousing()
         elif self._early and asyncio.current_task() is self._reconnecting:
+            if self._link is None:
+                raise _lost_while_woken()
             return self._early.pop(0)
         while self._next in self._streams:  # Adopted, and from an earlier holder.
             self._next += 1
@@ -500,6 +506,11 @@ class Channel:
         """The connection is gone; reconnect unless it was closed on purpose."""
         if link is not self._link or self._error is not None:
             return
+        if self._is_waking:
+            # Whoever wakes it learns of it, and it sleeps on.
+            self._link = None
+            self._fail_streams(_lost_while_woken())
+            return
         if isinstance(error, NovaError):
             self._reconnecting = asyncio.create_task(self._give_up(explain(error)))
             return
@@ -556,6 +567,10 @@ class Channel:
                 error = await self._on_lost(reason)
         finally:
             self._end(error)
+
+
+def _lost_while_woken() -> GuestUnreachable:
+    return GuestUnreachable("the guest was lost while it was woken")
 
 
 def _check_adoptable(stream: Passenger) -> None:
