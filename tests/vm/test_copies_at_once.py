@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import signal
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 
 import elsewhere
 from novasandbox import Sandbox, SandboxState
-from novasandbox.core import copying, making, registry, sleeping
+from novasandbox.core import copying, making, registry, sleeping, snapshots
 from novasandbox.core.ground import layers_dir, objects
 from novasandbox.core.hypervisor import STATE
 from novasandbox.core.snapshots import Snapshot
@@ -46,10 +47,11 @@ CONNECT = """
 
 @pytest.fixture(autouse=True)
 async def nothing_left(nova_home: Path) -> AsyncIterator[None]:
-    """After each test: no layer, and no memory of its own."""
+    """After each test: no layer, no memory of its own, and nothing half-saved."""
     before = set(objects().glob("memory-*"))
     yield
     await until(lambda: not list(layers_dir().iterdir()), within=5)
+    assert not list(snapshots.snapshots_dir().iterdir())
     assert not [path for path in objects().glob("memory-*") if path not in before]
 
 
@@ -234,6 +236,30 @@ async def test_a_fork_that_is_cancelled_at_its_very_end_leaves_no_child(
     with pytest.raises(asyncio.CancelledError):
         await forking
     assert elsewhere.living(nova_home) == before
+
+
+@pytest.mark.parametrize("verb", ["fork", "snapshot", "hibernate"])
+async def test_one_that_is_cancelled_while_memory_is_written_leaves_no_folder(
+    own_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    write = qemu_state.write
+    writing = threading.Event()
+
+    def slowly(*arguments: Any) -> None:
+        writing.set()
+        time.sleep(0.5)
+        write(*arguments)
+
+    monkeypatch.setattr(qemu_state, "write", slowly)
+    files = set(registry.get(own_sandbox.id).directory.iterdir())
+    saving = asyncio.create_task(getattr(own_sandbox, verb)())
+    await until(writing.is_set)
+    saving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await saving
+    assert not list(snapshots.snapshots_dir().iterdir())
+    assert set(registry.get(own_sandbox.id).directory.iterdir()) == files
+    assert await _text(own_sandbox, "echo on") == "on"
 
 
 async def test_a_name_is_one_snapshots(own_sandbox: Sandbox) -> None:

@@ -37,7 +37,8 @@ async def take(holder: Holder, folder: Path) -> Ground:
     Raises OperationFailed, OSError, VmmCrashed; the sandbox is then as it was.
     """
     async with holder.still() as machine:
-        await machine.save(folder)
+        # Who is cancelled removes the folder, and must not do so under a thread that writes.
+        await whole(machine.save(folder))
         # A layer that is written and that no record names would be lost.
         ground = await whole(_freeze(holder, machine))
     return await with_memory(ground, folder)
@@ -93,7 +94,7 @@ async def with_memory(ground: Ground, folder: Path) -> Ground:
 async def snapshot(holder: Holder, name: str | None) -> Snapshot:
     """Keep this moment of a sandbox under a name or an id."""
     await asyncio.to_thread(snapshots.check_name, name)
-    folder = await asyncio.to_thread(snapshots.new_folder)
+    folder = snapshots.new_folder()
     ground = None
     try:
         created = time.time()
@@ -126,7 +127,7 @@ async def snapshot(holder: Holder, name: str | None) -> Snapshot:
 @asynccontextmanager
 async def moment(holder: Holder) -> AsyncIterator[tuple[Prepared, Origin]]:
     """A sandbox saved for as long as the block lasts, to make children from."""
-    folder = await asyncio.to_thread(snapshots.new_folder)
+    folder = snapshots.new_folder()
     ground = None
     try:
         ground = await take(holder, folder)

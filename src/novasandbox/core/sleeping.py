@@ -51,7 +51,7 @@ async def hibernate(holder: Holder, *, is_due: bool = False) -> None:
         ground = ground_of(holder.record)
         try:
             folder.mkdir(mode=0o700)
-            await machine.save(folder)
+            await whole(machine.save(folder))
             ground = await copying.with_memory(ground, folder)
             signature = await copying.signature(holder.record, ground)
             disk = disk_of(holder.record)
