@@ -147,6 +147,7 @@ class QemuMachine(Machine):
 
     async def resume(self) -> None:
         await self._qmp.execute("cont")
+        await self._qmp.close_given_back()
 
     async def save(self, folder: Path) -> None:
         found = await qemu_state.devices(self._qmp)

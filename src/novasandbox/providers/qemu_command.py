@@ -200,7 +200,8 @@ def _disks(files: Files, fds: Descriptors, node: str) -> Iterator[str]:
         file = _file(f"/dev/fdset/{fdset}", read_only=True)
         yield from _blockdev(name, file, driver="qcow2", read_only=True, backing=below)
         below = name
-    own = _file(f"/dev/fdset/{_DISK_SET}", read_only=False)
+    # Read-only or not as its layer is, which changes when another one is laid on this.
+    own = _file(f"/dev/fdset/{_DISK_SET}", read_only=None)
     yield from _blockdev(node, own, driver="qcow2", backing=below, discard="unmap")
     yield from ("-device", f"virtio-blk-pci,drive=root{_REPORTED}")
     yield from ("-device", f"virtio-blk-pci,id={DISK},drive={node}{_REPORTED}")
@@ -211,9 +212,10 @@ def writer_of(node: str) -> str:
     return f"{node}-writer"
 
 
-def _file(name: str, *, read_only: bool) -> dict[str, Any]:
+def _file(name: str, *, read_only: bool | None) -> dict[str, Any]:
     # Many machines share the read-only files, and only we hand out the others.
-    return {"driver": "file", "filename": name, "locking": "off", "read-only": read_only}
+    data = {"driver": "file", "filename": name, "locking": "off"}
+    return data if read_only is None else {**data, "read-only": read_only}
 
 
 def _blockdev(node: str, file: dict[str, Any], **options: Any) -> Iterator[str]:

@@ -75,7 +75,7 @@ async def lay_on(qmp: Qmp, layer: Path) -> None:
             if await top_node(qmp) != node:
                 layer.unlink(missing_ok=True)
         raise
-    # From here on nobody can write what lies below: not even this QEMU.
+    # Once the guest runs again nobody can write what lies below: not even this QEMU.
     await _take_back_writer(qmp, below)
 
 
@@ -98,7 +98,7 @@ async def _take_back_writer(qmp: Qmp, node: str) -> None:
     for fdset in await qmp.execute("query-fdsets"):
         for each in fdset["fds"]:
             if each.get("opaque") == writer_of(node):
-                await qmp.execute("remove-fd", {"fdset-id": fdset["fdset-id"], "fd": each["fd"]})
+                await qmp.give_back(fdset["fdset-id"], each["fd"])
 
 
 async def _disk(qmp: Qmp) -> dict[str, Any]:

@@ -21,6 +21,7 @@ class Qmp:
         self._path = path
         self._client: Any = None
         self._connecting = asyncio.Lock()
+        self._given_back: set[tuple[int, int | None]] = set()
 
     async def execute(
         self,
@@ -50,6 +51,28 @@ class Qmp:
             raise VmmCrashed(
                 f"QEMU did not take the command {command!r}", why=str(error) or repr(error)
             ) from error
+
+    async def give_back(self, fdset: int, fd: int | None = None) -> None:
+        """Have QEMU close a descriptor of a set that it was given; fd None: all of the set.
+
+        It closes none while the guest stands still, without a word (monitor/fds.c): then
+        `close_given_back` does it once the guest runs.
+
+        Raises OperationFailed where there is none, VmmCrashed.
+        """
+        numbers = {"fdset-id": fdset} | ({} if fd is None else {"fd": fd})
+        await self.execute("remove-fd", numbers)
+        self._given_back.add((fdset, fd))
+
+    async def close_given_back(self) -> None:
+        """Have QEMU, whose guest runs, close what it was to give back. Raises VmmCrashed."""
+        while self._given_back:
+            fdset, fd = self._given_back.pop()
+            # What was closed at once is not found any more.
+            with contextlib.suppress(OperationFailed):
+                await self.execute(
+                    "remove-fd", {"fdset-id": fdset} | ({} if fd is None else {"fd": fd})
+                )
 
     async def _connected(self) -> Any:
         from qemu.qmp import QMPClient
