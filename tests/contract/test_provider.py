@@ -189,7 +189,7 @@ async def test_a_saved_machine_lives_on_in_copies_and_copies_of_copies(
             await machine.pause()
             await machine.save(folder)
             await machine.freeze_disk(layer)
-            assert await machine.disk_layer() == layer.stem
+            assert (await machine.disk_layers())[-1] == layer.stem
             await machine.resume()
 
         machine = await provider.boot(spec)
@@ -226,6 +226,16 @@ async def test_a_saved_machine_lives_on_in_copies_and_copies_of_copies(
         last = await opened(grandchild, takeover=True)
         assert await _shell(last, "cat /one /two /three") == "one\nchild\nthree\n"
         assert (await _shell(last, "sha256sum /big")).split()[0] == sums.split()[0]
+        # Copies are merged each for itself, and while they run.
+        assert set(await grandchild.disk_layers()) == {"zero", "two", "four"}
+        await grandchild.merge_disk("zero", speed=64 << 20)
+        assert await grandchild.disk_layers() == ("zero", "four")
+        await grandchild.merge_disk(None)
+        assert await grandchild.disk_layers() == ("four",)
+        await _shell(last, "echo 3 >/proc/sys/vm/drop_caches")
+        assert await _shell(last, "cat /one /two /three") == "one\nchild\nthree\n"
+        assert (await _shell(last, "sha256sum /big")).split()[0] == sums.split()[0]
+        assert set(await copy.disk_layers()) == {"zero", "two", "three"}
         assert await _shell(channel, "cat /two /big") == "parent\nmine\n"
         assert await _shell(child, "cat /two /three") == "child\nthree\n"
 

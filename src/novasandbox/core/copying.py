@@ -173,14 +173,18 @@ def origin_of(ground: Ground, folder: Path) -> Origin:
 async def found_disk(machine: Machine, record: Record) -> dict[str, Any]:
     """What a record must say of the disk of a machine that was taken over.
 
-    Whoever held it may have died after a new layer was laid on, and before he wrote it down.
+    Whoever held it may have died after a new layer was laid on, or some were merged, and
+    before he wrote it down.
     """
-    disk = await machine.disk_layer()
-    if record.disk in (None, disk):
+    if record.disk is None:
         return {}
-    ground = ground_of(record).with_layer(str(record.disk))
-    await asyncio.to_thread(layers.settle, str(record.disk))
-    return {"ground": ground.as_data(), "disk": disk}
+    *below, disk = await machine.disk_layers()
+    ground = ground_of(record)
+    known = ground if disk == record.disk else ground.with_layer(record.disk)
+    if known is not ground:
+        await asyncio.to_thread(layers.settle, record.disk)
+    found = known.only(below)
+    return {} if found == ground else {"ground": found.as_data(), "disk": disk}
 
 
 def ground_of(record: Record) -> Ground:

@@ -6,7 +6,7 @@ finds the files again, and nobody removes them meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,10 @@ class Ground:
         """The same with one more layer on top."""
         return replace(self, layers=(*self.layers, layer))
 
+    def only(self, layers: Collection[str]) -> Ground:
+        """The same with those of its layers whose files have these names, without suffix."""
+        return replace(self, layers=tuple(each for each in self.layers if stem_of(each) in layers))
+
     def as_data(self) -> dict[str, Any]:
         """As JSON data."""
         return asdict(self)
@@ -79,6 +83,11 @@ class Ground:
 def key_of(name: str) -> str:
     """The artifact to which a file belongs."""
     return name.partition("/")[0]
+
+
+def stem_of(layer: str) -> str:
+    """The name of a layer's file, without suffix, by the layer's in `Ground.layers`."""
+    return Path(layer).stem
 
 
 def objects() -> Path:

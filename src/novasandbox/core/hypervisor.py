@@ -330,8 +330,28 @@ class Machine(abc.ABC):
         """
 
     @abc.abstractmethod
-    async def disk_layer(self) -> str:
-        """The name, without its suffix, of the layer that the machine writes."""
+    async def disk_layers(self) -> tuple[str, ...]:
+        """The names, without their suffix, of the layers on which the machine's disk stands.
+
+        The one that it writes is the last, those below it come in no order. A merge that is
+        under way is called off first, also an earlier holder's. Raises VmmCrashed,
+        OperationFailed.
+        """
+
+    @abc.abstractmethod
+    async def merge_disk(self, onto: str | None, speed: int | None = None) -> None:
+        """Copy what lies between the layer `onto` and the machine's own into the latter.
+
+        The disk then stands on `onto`; of what lies in it or deeper nothing is copied. onto: a
+        name as `disk_layers` gives it; None: on nothing but the scratch base. speed: bytes a
+        second at most; None: no limit. Meanwhile the machine runs on, and no layer is written
+        but its own; killed at any moment, that one holds over the layers of before what the
+        guest wrote.
+
+        When this returns or raises, cancelled too, nothing is copied any more, and
+        `disk_layers` tells what the disk stands on. Raises OperationFailed (also where the
+        host's disk is full), VmmCrashed.
+        """
 
     @abc.abstractmethod
     async def wait(self) -> str:

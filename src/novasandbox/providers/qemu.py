@@ -23,7 +23,14 @@ from novasandbox.core.hypervisor import (
 from novasandbox.core.owner import Owner
 from novasandbox.errors import ProviderUnavailable, VmmCrashed
 from novasandbox.native import host_arch
-from novasandbox.providers import accelerator, process_metrics, qemu_disk, qemu_state, tsc
+from novasandbox.providers import (
+    accelerator,
+    process_metrics,
+    qemu_disk,
+    qemu_merge,
+    qemu_state,
+    tsc,
+)
 from novasandbox.providers.accelerator import Verdict, host_cpu
 from novasandbox.providers.jail import JailedProcess, Reduction, launch
 from novasandbox.providers.qemu_command import FORMAT, Hardware, cpu_model
@@ -150,14 +157,20 @@ class QemuMachine(Machine):
         await self._qmp.close_given_back()
 
     async def save(self, folder: Path) -> None:
+        # It stands still already; told so again, QEMU flushes what a merge wrote since.
+        await self._qmp.execute("stop")
         found = await qemu_state.devices(self._qmp)
         await asyncio.to_thread(qemu_state.write, folder, found, self.pid, self._memory)
 
     async def freeze_disk(self, layer: Path) -> None:
         await qemu_disk.lay_on(self._qmp, layer)
 
-    async def disk_layer(self) -> str:
-        return qemu_disk.layer_of(await qemu_disk.top_node(self._qmp))
+    async def disk_layers(self) -> tuple[str, ...]:
+        await qemu_merge.call_off(self._qmp)
+        return tuple(map(qemu_disk.layer_of, await qemu_merge.drop_unused(self._qmp)))
+
+    async def merge_disk(self, onto: str | None, speed: int | None = None) -> None:
+        await qemu_merge.merge(self._qmp, qemu_disk.node_of(onto) if onto else None, speed)
 
     async def wait(self) -> str:
         ending = await self._process.wait()

@@ -19,8 +19,8 @@ KERNEL, INITRAMFS, ROOTFS, SCRATCH_BASE = "/kernel", "/initramfs", "/rootfs", "/
 FORMAT = 1
 """Of a saved machine; raised when its devices, or how it is saved, change."""
 
-MEMORY, DISK = "memory", "disk"
-"""QEMU's names of the guest's memory and of its own disk."""
+MEMORY, DISK, BOTTOM = "memory", "disk", "scratch-base"
+"""QEMU's names of the guest's memory, of its own disk, and of what lies below all its layers."""
 
 _DISK_SET, _CONSOLE_SET, _LAYERS_SET = 1, 2, 100
 
@@ -74,8 +74,18 @@ class Hardware:
     seccomp: bool = True
 
 
-def command(hardware: Hardware, files: Files, fds: Descriptors, disk_node: str) -> list[str]:
-    """The arguments, the program itself left out. disk_node: the name of its own layer."""
+def command(
+    hardware: Hardware,
+    files: Files,
+    fds: Descriptors,
+    disk_node: str,
+    layer_nodes: tuple[str, ...] = (),
+) -> list[str]:
+    """The arguments, the program itself left out.
+
+    disk_node: the name of its own layer. layer_nodes: those of the layers below it, the
+    oldest first; else they are called by their numbers.
+    """
     return [
         "-nodefaults",
         "-no-user-config",
@@ -91,7 +101,7 @@ def command(hardware: Hardware, files: Files, fds: Descriptors, disk_node: str) 
         *("-m", f"{hardware.memory_mib}M"),
         *(_boot(hardware, files) if fds.state is None else _restore(fds.state)),
         *_control(fds, hardware.accelerator),
-        *_disks(files, fds, disk_node),
+        *_disks(files, fds, disk_node, layer_nodes),
         *_console(hardware.arch, fds.console),
     ]
 
@@ -184,19 +194,22 @@ def _control(fds: Descriptors, accelerator: str) -> Iterator[str]:
     yield from ("-device", f"virtserialport,chardev=agent,name={PORT_NAME}")
 
 
-def _disks(files: Files, fds: Descriptors, node: str) -> Iterator[str]:
+def _disks(
+    files: Files, fds: Descriptors, node: str, layer_nodes: tuple[str, ...]
+) -> Iterator[str]:
     # No name in the jail leads to any layer. The second descriptor is for the time when
     # another one lies on this (qemu_disk.py).
     yield from ("-add-fd", f"fd={fds.disk},set={_DISK_SET},opaque={writer_of(node)}")
-    yield from ("-add-fd", f"fd={fds.disk_reader},set={_DISK_SET}")
+    yield from ("-add-fd", f"fd={fds.disk_reader},set={_DISK_SET},opaque={node}")
     yield from _blockdev("root", _file(files.rootfs, read_only=True), driver="raw", read_only=True)
     yield from _blockdev(
-        "scratch-base", _file(files.scratch_base, read_only=True), driver="raw", read_only=True
+        BOTTOM, _file(files.scratch_base, read_only=True), driver="raw", read_only=True
     )
-    below = "scratch-base"
-    for number, layer in enumerate(fds.layers):
-        name, fdset = f"layer-{number}", _LAYERS_SET + number
-        yield from ("-add-fd", f"fd={layer},set={fdset}")
+    below = BOTTOM
+    names = layer_nodes or tuple(f"layer-{number}" for number, _ in enumerate(fds.layers))
+    for number, (name, layer) in enumerate(zip(names, fds.layers, strict=True)):
+        fdset = _LAYERS_SET + number
+        yield from ("-add-fd", f"fd={layer},set={fdset},opaque={name}")
         file = _file(f"/dev/fdset/{fdset}", read_only=True)
         yield from _blockdev(name, file, driver="qcow2", read_only=True, backing=below)
         below = name

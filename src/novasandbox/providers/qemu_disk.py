@@ -17,15 +17,17 @@ from novasandbox.providers.qemu_command import DISK, writer_of
 from novasandbox.providers.qmp import Qmp
 from novasandbox.providers.scratch_layer import write_empty_layer
 
+_LAYER = "layer-"
 
-def node_of(layer: Path) -> str:
-    """QEMU's name for a layer: that of its file, which is unique."""
-    return f"own-{layer.stem}"
+
+def node_of(layer: str) -> str:
+    """QEMU's name for a layer: that of its file, which no other of the disk has."""
+    return _LAYER + layer
 
 
 def layer_of(node: str) -> str:
     """The other way round."""
-    return node.removeprefix("own-")
+    return node.removeprefix(_LAYER)
 
 
 def make_layer(path: Path, size: int) -> None:
@@ -46,13 +48,29 @@ async def top_node(qmp: Qmp) -> str:
     return str((await _disk(qmp))["inserted"]["node-name"])
 
 
+async def layer_nodes(qmp: Qmp) -> list[str]:
+    """The names of all layers that are open, in no order. Raises VmmCrashed."""
+    nodes = await qmp.execute("query-named-block-nodes", {"flat": True})
+    return [node["node-name"] for node in nodes if node["node-name"].startswith(_LAYER)]
+
+
+async def node_in_sets(qmp: Qmp, node: str) -> list[int]:
+    """The sets of descriptors by which a layer was handed over. Raises VmmCrashed."""
+    marks = (node, writer_of(node))
+    return [
+        fdset["fdset-id"]
+        for fdset in await qmp.execute("query-fdsets")
+        if any(each.get("opaque") in marks for each in fdset["fds"])
+    ]
+
+
 async def lay_on(qmp: Qmp, layer: Path) -> None:
     """Put a new empty layer, the file `layer`, on the disk of a machine that stands still.
 
     Raises FileExistsError, VmmCrashed, OperationFailed; then `top_node` says whether it was done.
     """
     disk = await _disk(qmp)
-    below, node = str(disk["inserted"]["node-name"]), node_of(layer)
+    below, node = str(disk["inserted"]["node-name"]), node_of(layer.stem)
     size = int(disk["inserted"]["image"]["virtual-size"])
     make_layer(layer, size)
     try:
@@ -88,7 +106,7 @@ async def _hand_over(qmp: Qmp, layer: Path, node: str) -> int:
     number = int(given["fdset-id"])
     reader = os.open(layer, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        await qmp.execute("add-fd", {"fdset-id": number}, descriptor=reader)
+        await qmp.execute("add-fd", {"fdset-id": number, "opaque": node}, descriptor=reader)
     finally:
         os.close(reader)
     return number

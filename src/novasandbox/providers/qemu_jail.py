@@ -94,7 +94,15 @@ def jail_for(
     limits = cgroups.Limits((spec.memory_mib + _OWN_MEMORY_MIB) * _MIB)
     return JailSpec(
         program=room.program,
-        arguments=tuple(command(hardware, files, given.fds, node_of(spec.disk))),
+        arguments=tuple(
+            command(
+                hardware,
+                files,
+                given.fds,
+                node_of(spec.disk.stem),
+                tuple(node_of(layer.stem) for layer in spec.layers),
+            )
+        ),
         binds=tuple(binds),
         keep_fds=_kept(given.fds),
         hold_fds=spec.hold_fds,

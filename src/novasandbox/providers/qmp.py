@@ -21,6 +21,7 @@ class Qmp:
         self._path = path
         self._client: Any = None
         self._connecting = asyncio.Lock()
+        self._is_closed = False
         self._given_back: set[tuple[int, int | None]] = set()
 
     async def execute(
@@ -47,7 +48,7 @@ class Qmp:
                 f"QEMU refused the command {command!r}", why=str(error)
             ) from error
         except (OSError, EOFError, QMPError, TimeoutError) as error:
-            await self.close()
+            await self._disconnect()
             raise VmmCrashed(
                 f"QEMU did not take the command {command!r}", why=str(error) or repr(error)
             ) from error
@@ -78,6 +79,8 @@ class Qmp:
         from qemu.qmp import QMPClient
 
         async with self._connecting:
+            if self._is_closed:
+                raise ConnectionAbortedError("the machine was given up meanwhile")
             if self._client is None:
                 channel: socket.socket = await connect(self._path)
                 client = QMPClient("novasandbox")
@@ -90,7 +93,11 @@ class Qmp:
             return self._client
 
     async def close(self) -> None:
-        """Close the connection. Harmless when repeated or when QEMU is gone."""
+        """Close the connection for good. Harmless when repeated or when QEMU is gone."""
+        self._is_closed = True
+        await self._disconnect()
+
+    async def _disconnect(self) -> None:
         client, self._client = self._client, None
         if client is not None:
             from qemu.qmp import QMPError
