@@ -94,6 +94,11 @@ async def with_memory(ground: Ground, folder: Path) -> Ground:
 async def snapshot(holder: Holder, name: str | None) -> Snapshot:
     """Keep this moment of a sandbox under a name or an id."""
     await asyncio.to_thread(snapshots.check_name, name)
+    async with holder.merging.put_off():
+        return await _snapshot(holder, name)
+
+
+async def _snapshot(holder: Holder, name: str | None) -> Snapshot:
     folder = snapshots.new_folder()
     ground = None
     try:
@@ -130,9 +135,10 @@ async def moment(holder: Holder) -> AsyncIterator[tuple[Prepared, Origin]]:
     folder = snapshots.new_folder()
     ground = None
     try:
-        ground = await take(holder, folder)
-        with await asyncio.to_thread(stand_on, ground) as prepared:
-            yield prepared, origin_of(ground, folder)
+        async with holder.merging.put_off():
+            ground = await take(holder, folder)
+            with await asyncio.to_thread(stand_on, ground) as prepared:
+                yield prepared, origin_of(ground, folder)
     finally:
         # What it stands on stays where children were made.
         await whole(give_back(folder, ground))

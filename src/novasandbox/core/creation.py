@@ -209,12 +209,14 @@ async def adopt(record: Record) -> Holder:
     try:
         machine = await provider.adopt(record.directory, record.machine)
         await holder.take_over(machine)
-        disk = await copying.found_disk(machine, record)
-        holder.record = registry.change(record, owner=Owner.self(), **disk)
+        holder.record = replace(record, owner=Owner.self())
+        await holder.merging.settle()
+        holder.record = registry.save(holder.record)
         await holder.serve()
         if sleeping.is_resting(record):
             resting.wait_for_call(holder)
         holder.watch_time()
+        holder.merging.begin()
         await holder.reopen_ports()
     except VmmCrashed as error:
         await holder.abandon(error)
@@ -222,7 +224,7 @@ async def adopt(record: Record) -> Holder:
     except BaseException:
         await asyncio.shield(asyncio.ensure_future(holder.let_go()))
         with contextlib.suppress(OSError):
-            registry.save(record)
+            registry.save(replace(holder.record, owner=record.owner))
         raise
     holder.note("adopted")
     return holder
@@ -334,6 +336,7 @@ async def _awaken(holder: Holder, slept: Record, prepared: Prepared, origin: Ori
         asleep=None,
     )
     holder.watch_time()
+    holder.merging.begin()
 
 
 async def _recorded(

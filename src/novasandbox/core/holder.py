@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from novasandbox.core import registry, warming, watching
+from novasandbox.core import merging, registry, warming, watching
 from novasandbox.core.events import EventLog, read_events
 from novasandbox.core.gate import Gate
 from novasandbox.core.ground import Ground
@@ -66,6 +66,7 @@ class Holder:
         self._ending: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self.moving = asyncio.Lock()
+        self.merging = merging.Merging(self)
         self._lapsing: asyncio.Task[None] | None = None
         self._failure: NovaError | None = None
         self._events = EventLog(record.directory / "events.jsonl")
@@ -222,6 +223,7 @@ class Holder:
             # Until now it would have died with us; from here on the next holder finds it.
             self._machine.outlive_owner()
         self.watch_time()
+        self.merging.begin()
         self.note("running", accelerator=self.record.accelerator)
 
     async def serve(self) -> None:
@@ -298,6 +300,7 @@ class Holder:
         async with self.moving:
             self._require(SandboxState.PAUSED, verb="resume")
             await whole(self._resume())
+        self.merging.begin()
         assert self.channel is not None
         await Guest(self.channel, self.id).set_clock()
 
@@ -521,6 +524,7 @@ class Holder:
             self._timer.cancel()
         for watch in self._watches:
             watch.cancel()
+        await self.merging.end()
         if self._ports is not None:
             await self._ports.close()
 

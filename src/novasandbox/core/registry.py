@@ -324,9 +324,12 @@ def sweep(candidates: Iterable[str] | None = None) -> int:
         return 0
 
 
-def used_layers() -> set[str]:
-    """The layers of disks that a sandbox or a snapshot needs. Raises SnapshotInvalid."""
-    return {layer for ground in _grounds() for layer in ground.own_layers}
+def used_layers(besides: str | None = None) -> set[str]:
+    """The layers of disks that a sandbox or a snapshot needs. Raises SnapshotInvalid.
+
+    besides: a sandbox's id, which is not asked.
+    """
+    return {layer for ground in _grounds(besides) for layer in ground.own_layers}
 
 
 def used_artifacts() -> set[str]:
@@ -334,13 +337,15 @@ def used_artifacts() -> set[str]:
     return {key for ground in _grounds() for key in ground.keys}
 
 
-def _grounds() -> Iterator[Ground]:
+def _grounds(besides: str | None = None) -> Iterator[Ground]:
     """What is stood on. Raises SnapshotInvalid for a record that cannot be read.
 
     It may be of a newer version, or on a disk that fails: what it needs is not for us to remove.
     """
+    # Before and after: meanwhile what one names may come to be named by the other alone.
+    before = list(_grounds_of_snapshots())
     for path in run_dir().iterdir():
-        if path.name.startswith("."):
+        if path.name.startswith(".") or path.name == besides:
             continue
         record = Record.load(read_json(path / _RECORD))
         if record is None and (path / _RECORD).exists():
@@ -350,6 +355,11 @@ def _grounds() -> Iterator[Ground]:
             if ground is None:
                 raise _unreadable(path / _RECORD)
             yield ground
+    yield from before
+    yield from _grounds_of_snapshots()
+
+
+def _grounds_of_snapshots() -> Iterator[Ground]:
     for path in snapshots.folders():
         kept = snapshots.load(path)
         if kept is None and path.exists():

@@ -72,6 +72,7 @@ async def _go_on(holder: Holder) -> None:
         holder.record = registry.change(holder.record, deadline=deadline)
         holder.become(SandboxState.RUNNING)
         holder.watch_time()
+    holder.merging.begin()
     # Apart, since nothing is sent before this returns.
     task = asyncio.create_task(_set_clock(holder))
     _tasks.add(task)

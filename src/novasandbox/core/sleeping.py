@@ -47,7 +47,7 @@ async def hibernate(holder: Holder, *, is_due: bool = False) -> None:
     is_due: its time-to-live was over; awake again it has all of it.
     """
     folder = holder.record.directory / f"asleep-{secrets.token_hex(4)}"
-    async with holder.still() as machine:
+    async with holder.merging.put_off(), holder.still() as machine:
         ground = ground_of(holder.record)
         try:
             folder.mkdir(mode=0o700)
@@ -68,7 +68,8 @@ async def go_back(holder: Holder, kept: Kept) -> None:
     Raises SnapshotInvalid for one that is damaged or does not fit this host; then it runs on.
     """
     folder = holder.record.directory / f"asleep-{secrets.token_hex(4)}"
-    async with copying.of_snapshot(kept), holder.still():
+    async with copying.of_snapshot(kept), holder.merging.put_off(), holder.still():
+        left = ground_of(holder.record).own_layers
         *below, layer = kept.ground.layers
         disk = holder.record.directory / f"{layer}.qcow2"
         try:
@@ -80,6 +81,7 @@ async def go_back(holder: Holder, kept: Kept) -> None:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
             raise
         await holder.fall_asleep(asleep_error(holder.id), briefly=True)
+        await asyncio.to_thread(layers.sweep, registry.used_layers(), left)
 
 
 def _link_saved(kept: Kept, folder: Path, layer: str, disk: Path) -> None:
