@@ -113,6 +113,8 @@ class Holder:
         machine, self._machine = self._machine, None
         if machine is not None:
             await machine.kill()
+        if self._failure is not None:
+            raise self._failure
         if briefly:
             return
         # On a full disk it sleeps all the same: the record says so, and its machine has ended.
@@ -349,11 +351,16 @@ class Holder:
     async def kill(self) -> None:
         """End it now. Harmless when repeated."""
         if self.state is SandboxState.HIBERNATED:
+            self._failure = SandboxFailed("the sandbox was ended", sandbox_id=self.id)
             # Whoever may hold it by now: it has no time to see it coming.
             await asyncio.to_thread(registry.end_unheld, self.id)
-            self._failure = SandboxFailed("the sandbox was ended", sandbox_id=self.id)
             await self._close_doors(self._failure)
+            # It may be falling asleep just now.
+            await self._drop_machine()
+            self._dismiss(self._failure)
             self.record = replace(self.record, state=SandboxState.STOPPED)
+            if self.on_end is not None:
+                self.on_end(self)
             return
         await self._end(SandboxState.STOPPED, "it was killed")
 
