@@ -92,8 +92,8 @@ class Monitor:
 class Bare:
     """A machine that was restored by hand.
 
-    agent, socket: of its agent and of its monitor, each for one who connects. disk, node: the layer that it writes, and QEMU's name of it. saved:
-    what it stands on.
+    agent, socket: of its agent and of its monitor, each for one who connects. disk, node: the
+    layer that it writes, and QEMU's name of it. saved: what it stands on.
     """
 
     child: subprocess.Popen[bytes]

@@ -32,13 +32,15 @@ _REST = 0.3
 async def taken(floor: Floor, n: int) -> list[Result]:
     """Acquire to the first cell's result, against a bare QEMU that is warm and asked by hand."""
     figures, floors = [], []
-    async with Pool(size=1, vcpus=VCPUS, memory_mib=MEMORY_MIB, disk_mib=DISK_MIB) as pool:
-        async with template(floor, config()) as saved:
-            for turn in range(_WARM_UP + n):
-                bare_one, ours = await _bare_taken(floor, saved, pool), await _our_taken(pool)
-                if turn >= _WARM_UP:
-                    floors.append(bare_one)
-                    figures.append(ours)
+    async with (
+        Pool(size=1, vcpus=VCPUS, memory_mib=MEMORY_MIB, disk_mib=DISK_MIB) as pool,
+        template(floor, config()) as saved,
+    ):
+        for turn in range(_WARM_UP + n):
+            bare_one, ours = await _bare_taken(floor, saved, pool), await _our_taken(pool)
+            if turn >= _WARM_UP:
+                floors.append(bare_one)
+                figures.append(ours)
     return [Result("pool", "ms", figures, floors, Target("p50", "<=", 4))]
 
 

@@ -72,7 +72,7 @@ async def _freeze(holder: Holder, machine: Machine) -> Ground:
 
 async def _writes_to(machine: Machine, disk: Path) -> bool:
     try:
-        return await machine.disk_layer() == disk.stem
+        return (await machine.disk_layers())[-1:] == (disk.stem,)
     except NovaError:
         return False  # It is gone.
 

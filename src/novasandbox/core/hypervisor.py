@@ -326,7 +326,7 @@ class Machine(abc.ABC):
 
         What the machine wrote before is written no more, by nobody, and may be shared. Takes
         the same time however much that is. Raises VmmCrashed, OperationFailed, OSError; then
-        `disk_layer` says whether it was done.
+        `disk_layers` says whether it was done.
         """
 
     @abc.abstractmethod

@@ -180,4 +180,3 @@ def _kept(record: Record) -> tuple[str, ...] | None:
 
 def _allocated(path: Path) -> int:
     return path.stat().st_blocks * 512
-
