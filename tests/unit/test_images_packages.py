@@ -6,7 +6,7 @@ import contextlib
 import subprocess
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from novasandbox.images.apt import Release
@@ -37,9 +37,16 @@ def test_versions_are_ordered_as_debian_orders_them(older: str, newer: str) -> N
     assert version_key(older) < version_key(newer)
 
 
+@pytest.mark.parametrize(("one", "other"), [("0", "0-0"), ("1-0", "1"), ("1.0", "1.")])
+def test_a_missing_number_is_nought(one: str, other: str) -> None:
+    assert version_key(one) == version_key(other)
+
+
 @on_linux
 @settings(max_examples=40, deadline=None)
 @given(VERSIONS, VERSIONS)
+@example("0", "0-0")
+@example("0-0~", "0")
 def test_versions_are_ordered_as_dpkg_orders_them(one: str, other: str) -> None:
     command = [tool("dpkg", "dpkg"), "--compare-versions", one, "lt", other]
     assert (version_key(one) < version_key(other)) == (

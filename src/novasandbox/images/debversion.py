@@ -6,6 +6,8 @@ import re
 
 _PART = re.compile(r"(\D*)(\d*)")
 
+_NOTHING = ((0,), 0)
+
 Key = tuple[int, tuple[tuple[tuple[int, ...], int], ...], tuple[tuple[tuple[int, ...], int], ...]]
 
 
@@ -25,8 +27,11 @@ def _parts(text: str) -> tuple[tuple[tuple[int, ...], int], ...]:
         for match in _PART.finditer(text)
         if match[0]
     ]
-    # The end of the whole is like an empty piece: `1.0~rc1` sorts before `1.0`.
-    return (*parts, ((0,), 0))
+    # The end of the whole is like empty pieces without end, and `0` like one of them: `1.0~rc1`
+    # sorts before `1.0`, and `1-0` is `1`. Only the first piece can be empty, so two will do.
+    while parts and parts[-1] == _NOTHING:
+        parts.pop()
+    return (*parts, _NOTHING, _NOTHING)
 
 
 def _order(char: str) -> int:
