@@ -8,6 +8,7 @@ need are kept. x86_64 is proven; aarch64 has not been booted by the authors.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import re
 from dataclasses import dataclass
@@ -52,7 +53,13 @@ class KernelFiles:
     @classmethod
     def of(cls, artifact: Artifact) -> KernelFiles:
         """The files in an artifact of kind `kernel`."""
-        return cls(artifact.key, artifact.path / IMAGE, Modules.of(artifact.path))
+        return cls(artifact.key, artifact.path / IMAGE, _modules_of(artifact.path))
+
+
+@functools.lru_cache(maxsize=8)
+def _modules_of(artifact: Path) -> Modules:
+    # What an artifact holds never changes, and every sandbox asks.
+    return Modules.of(artifact)
 
 
 async def debian_kernel(
