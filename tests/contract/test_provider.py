@@ -188,6 +188,7 @@ async def test_a_saved_machine_lives_on_in_copies_and_copies_of_copies(
         async def saved(machine: Machine, folder: Path, layer: Path) -> None:
             await machine.pause()
             await machine.save(folder)
+            await machine.ready_layer(layer)
             await machine.freeze_disk(layer)
             assert (await machine.disk_layers())[-1] == layer.stem
             await machine.resume()

@@ -36,19 +36,33 @@ async def take(holder: Holder, folder: Path) -> Ground:
 
     Raises OperationFailed, OSError, VmmCrashed; the sandbox is then as it was.
     """
-    async with holder.still() as machine:
-        # Who is cancelled removes the folder, and must not do so under a thread that writes.
-        await whole(machine.save(folder))
-        # A layer that is written and that no record names would be lost.
-        ground = await whole(_freeze(holder, machine))
+    top = holder.record.directory / f"{secrets.token_hex(8)}.qcow2"
+    try:
+        async with holder.still(lambda machine: machine.ready_layer(top)) as machine:
+            # Who is cancelled removes the folder, and must not do so under a thread that writes.
+            await whole(machine.save(folder))
+            # A layer that is written and that no record names would be lost.
+            ground = await whole(_freeze(holder, machine, top))
+    except BaseException:
+        await whole(_drop(holder, top))
+        raise
     return await with_memory(ground, folder)
 
 
-async def _freeze(holder: Holder, machine: Machine) -> Ground:
+async def _drop(holder: Holder, layer: Path) -> None:
+    """Saving has failed: a layer that was made ready, and not laid on, goes."""
+    if not layer.exists() or disk_of(holder.record) == layer:
+        return
+    with suppress(NovaError):
+        if (await holder.require_machine().disk_layers())[-1] == layer.stem:
+            return
+    layer.unlink(missing_ok=True)
+
+
+async def _freeze(holder: Holder, machine: Machine, top: Path) -> Ground:
     """Share what the sandbox wrote to its disk so far; it writes to a new layer."""
     record = holder.record
     ground, disk = ground_of(record), disk_of(record)
-    top = record.directory / f"{secrets.token_hex(8)}.qcow2"
     layer = await asyncio.to_thread(layers.leave, disk)
     failure: Exception | None = None
     try:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -374,8 +374,12 @@ class Holder:
         self.ended.set()
 
     @contextlib.asynccontextmanager
-    async def still(self) -> AsyncIterator[Machine]:
+    async def still(
+        self, before: Callable[[Machine], Awaitable[None]] | None = None
+    ) -> AsyncIterator[Machine]:
         """In this block the guest stands still and has taken whole frames only.
+
+        before: done while it runs yet.
 
         Raises IllegalTransition unless it runs or is paused.
         """
@@ -383,6 +387,8 @@ class Holder:
             self._require(SandboxState.RUNNING, SandboxState.PAUSED, verb="save it")
             machine, channel = self.require_machine(), self.channel
             assert channel is not None
+            if before is not None:
+                await before(machine)
             if not self._runs():
                 yield machine
                 return

@@ -321,8 +321,16 @@ class Machine(abc.ABC):
         """
 
     @abc.abstractmethod
+    async def ready_layer(self, layer: Path) -> None:
+        """Make the empty file `layer` for `freeze_disk`, as far as that can be before a pause.
+
+        `disk_layers` closes one that is not laid on after all; the file is the caller's to
+        remove. Raises VmmCrashed, OperationFailed, OSError.
+        """
+
+    @abc.abstractmethod
     async def freeze_disk(self, layer: Path) -> None:
-        """Lay a new empty layer, the file `layer`, on the paused machine's disk.
+        """Lay the new layer that was made ready last on the paused machine's disk.
 
         What the machine wrote before is written no more, by nobody, and may be shared. Takes
         the same time however much that is. Raises VmmCrashed, OperationFailed, OSError; then

@@ -110,7 +110,9 @@ class QemuHypervisor(BaseHypervisor):
             raise VmmCrashed("the machine no longer runs")
         reductions = tuple(Reduction(*line.split(": ", 1)) for line in record["reductions"])
         jailed = JailedProcess(supervisor, process, reductions)
-        return QemuMachine(run_dir, jailed, record["accelerator"], record["memory_mib"])
+        return QemuMachine(
+            run_dir, jailed, record["accelerator"], record["memory_mib"], is_adopted=True
+        )
 
     def findings(self) -> list[Finding]:
         from novasandbox.providers import qemu_doctor
@@ -136,7 +138,13 @@ class QemuMachine(Machine):
     """One QEMU process."""
 
     def __init__(
-        self, run_dir: Path, process: JailedProcess, accelerator_name: str, memory_mib: int
+        self,
+        run_dir: Path,
+        process: JailedProcess,
+        accelerator_name: str,
+        memory_mib: int,
+        *,
+        is_adopted: bool = False,
     ) -> None:
         self.accelerator = accelerator_name
         self._memory = memory_mib << 20
@@ -145,6 +153,10 @@ class QemuMachine(Machine):
         self._run_dir = run_dir
         self._process = process
         self._qmp = Qmp(run_dir / "qmp.sock")
+        # What the layer that is ready shall lie on.
+        self._lies_on = ""
+        # An earlier holder may have died before it could take back what writes a frozen layer.
+        self._has_frozen = is_adopted
 
     async def dial(self, protocol: asyncio.Protocol) -> asyncio.Transport:
         return await sockets.dial(self._run_dir / "agent.sock", protocol)
@@ -154,6 +166,9 @@ class QemuMachine(Machine):
 
     async def resume(self) -> None:
         await self._qmp.execute("cont")
+        if self._has_frozen:
+            await qemu_disk.take_back_writers(self._qmp)
+            self._has_frozen = False
         await self._qmp.close_given_back()
 
     async def save(self, folder: Path) -> None:
@@ -162,8 +177,13 @@ class QemuMachine(Machine):
         found = await qemu_state.devices(self._qmp)
         await asyncio.to_thread(qemu_state.write, folder, found, self.pid, self._memory)
 
+    async def ready_layer(self, layer: Path) -> None:
+        self._lies_on = await qemu_disk.make_ready(self._qmp, layer)
+
     async def freeze_disk(self, layer: Path) -> None:
-        await qemu_disk.lay_on(self._qmp, layer)
+        # Also where it fails: it may have been done all the same.
+        self._has_frozen = True
+        await qemu_disk.lay_on(self._qmp, self._lies_on, layer)
 
     async def disk_layers(self) -> tuple[str, ...]:
         await qemu_merge.call_off(self._qmp)

@@ -7,17 +7,17 @@ QEMU opens the layer below anew, to read only, and by its name it would find ano
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 from typing import Any
 
-from novasandbox.errors import NovaError, VmmCrashed
+from novasandbox.errors import VmmCrashed
 from novasandbox.providers.qemu_command import DISK, writer_of
 from novasandbox.providers.qmp import Qmp
 from novasandbox.providers.scratch_layer import write_empty_layer
 
 _LAYER = "layer-"
+_WRITER = writer_of("")
 
 
 def node_of(layer: str) -> str:
@@ -64,37 +64,42 @@ async def node_in_sets(qmp: Qmp, node: str) -> list[int]:
     ]
 
 
-async def lay_on(qmp: Qmp, layer: Path) -> None:
-    """Put a new empty layer, the file `layer`, on the disk of a machine that stands still.
+async def make_ready(qmp: Qmp, layer: Path) -> str:
+    """Make and open a new empty layer, the file `layer`; gives the node that it shall lie on.
 
-    Raises FileExistsError, VmmCrashed, OperationFailed; then `top_node` says whether it was done.
+    Raises FileExistsError, VmmCrashed, OperationFailed.
     """
     disk = await _disk(qmp)
-    below, node = str(disk["inserted"]["node-name"]), node_of(layer.stem)
-    size = int(disk["inserted"]["image"]["virtual-size"])
-    make_layer(layer, size)
-    try:
-        number = await _hand_over(qmp, layer, node)
-        file = {"driver": "file", "filename": f"/dev/fdset/{number}", "locking": "off"}
-        await qmp.execute(
-            "blockdev-add",
-            {
-                "driver": "qcow2",
-                "node-name": node,
-                "backing": None,
-                "discard": "unmap",
-                "file": file,
-            },
-        )
-        await qmp.execute("blockdev-snapshot", {"node": below, "overlay": node})
-    except BaseException:
-        # An answer that came too late is none that says no.
-        with contextlib.suppress(NovaError):
-            if await top_node(qmp) != node:
-                layer.unlink(missing_ok=True)
-        raise
-    # Once the guest runs again nobody can write what lies below: not even this QEMU.
-    await _take_back_writer(qmp, below)
+    node = node_of(layer.stem)
+    make_layer(layer, int(disk["inserted"]["image"]["virtual-size"]))
+    number = await _hand_over(qmp, layer, node)
+    file = {"driver": "file", "filename": f"/dev/fdset/{number}", "locking": "off"}
+    await qmp.execute(
+        "blockdev-add",
+        {"driver": "qcow2", "node-name": node, "backing": None, "discard": "unmap", "file": file},
+    )
+    return str(disk["inserted"]["node-name"])
+
+
+async def lay_on(qmp: Qmp, below: str, layer: Path) -> None:
+    """Put a layer that is ready on the disk of a machine that stands still.
+
+    Raises VmmCrashed, OperationFailed; then `top_node` says whether it was done.
+    """
+    await qmp.execute("blockdev-snapshot", {"node": below, "overlay": node_of(layer.stem)})
+
+
+async def take_back_writers(qmp: Qmp) -> None:
+    """Nobody can write what lies below the topmost layer any more: not even this QEMU.
+
+    The guest runs. Raises VmmCrashed, OperationFailed.
+    """
+    own = writer_of(await top_node(qmp))
+    for fdset in await qmp.execute("query-fdsets"):
+        for each in fdset["fds"]:
+            mark = str(each.get("opaque"))
+            if mark.startswith(_LAYER) and mark.endswith(_WRITER) and mark != own:
+                await qmp.give_back(fdset["fdset-id"], each["fd"])
 
 
 async def _hand_over(qmp: Qmp, layer: Path, node: str) -> int:
@@ -110,13 +115,6 @@ async def _hand_over(qmp: Qmp, layer: Path, node: str) -> int:
     finally:
         os.close(reader)
     return number
-
-
-async def _take_back_writer(qmp: Qmp, node: str) -> None:
-    for fdset in await qmp.execute("query-fdsets"):
-        for each in fdset["fds"]:
-            if each.get("opaque") == writer_of(node):
-                await qmp.give_back(fdset["fdset-id"], each["fd"])
 
 
 async def _disk(qmp: Qmp) -> dict[str, Any]:
