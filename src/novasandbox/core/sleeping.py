@@ -81,7 +81,7 @@ async def go_back(holder: Holder, kept: Kept) -> None:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
             raise
         await holder.fall_asleep(asleep_error(holder.id), briefly=True)
-        await asyncio.to_thread(layers.sweep, registry.used_layers(), left)
+        await asyncio.to_thread(registry.sweep, left)
 
 
 def _link_saved(kept: Kept, folder: Path, layer: str, disk: Path) -> None:
@@ -117,8 +117,11 @@ async def _lie_down(
     is_due: bool = False,
     origin: str | None = None,
 ) -> None:
-    state_hash = await asyncio.to_thread(_seal, folder / STATE)
-    disk_stamp = await asyncio.to_thread(_seal_disk, disk)
+    state_hash, _, disk_stamp = await asyncio.gather(
+        asyncio.to_thread(_hash, folder / STATE),
+        asyncio.to_thread(_sync, folder / STATE),
+        asyncio.to_thread(_seal_disk, disk),
+    )
     if holder.failure is not None:
         raise holder.failure
     rests = is_resting(holder.record)
@@ -220,29 +223,31 @@ def _collect(record: Record, folder: Path, disk: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _seal(path: Path) -> str:
+def _hash(path: Path) -> str:
     from novasandbox.images.manifest import content_hash
 
-    return content_hash(path, sync=True)
+    return content_hash(path)
 
 
-def _seal_disk(path: Path) -> list[int]:
+def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _seal_disk(path: Path) -> list[int]:
+    _sync(path)
     return layers.stamp(path)
 
 
 def _check(record: Record, state: Path, disk: Path) -> None:
     """Raise SnapshotInvalid unless state and disk are what was saved."""
-    from novasandbox.images.manifest import content_hash
-
     asleep = dict(record.asleep or {})
     damaged = None
     try:
-        if content_hash(state) != asleep.get("hash"):
+        if _hash(state) != asleep.get("hash"):
             damaged = state
         elif layers.stamp(disk) != asleep.get("disk"):
             damaged = disk

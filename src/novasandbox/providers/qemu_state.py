@@ -48,7 +48,7 @@ async def devices(qmp: Qmp) -> bytes:
                 "xen-save-devices-state", {"filename": f"/dev/fdset/{number}", "live": False}
             )
         finally:
-            await qmp.give_back(number)
+            qmp.give_back_later(number)
         data = os.pread(file, os.fstat(file).st_size, 0)
     finally:
         os.close(file)

@@ -63,6 +63,10 @@ class Qmp:
         """
         numbers = {"fdset-id": fdset} | ({} if fd is None else {"fd": fd})
         await self.execute("remove-fd", numbers)
+        self.give_back_later(fdset, fd)
+
+    def give_back_later(self, fdset: int, fd: int | None = None) -> None:
+        """The same of a guest that stands still, when it runs again."""
         self._given_back.add((fdset, fd))
 
     async def close_given_back(self) -> None:
