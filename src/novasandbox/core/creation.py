@@ -215,7 +215,7 @@ async def adopt(record: Record) -> Holder:
         await holder.serve()
         if sleeping.is_resting(record):
             resting.wait_for_call(holder)
-        holder.watch_time()
+        holder.lifetime.watch()
         holder.merging.begin()
         await holder.reopen_ports()
     except VmmCrashed as error:
@@ -335,7 +335,7 @@ async def _awaken(holder: Holder, slept: Record, prepared: Prepared, origin: Ori
         disk=made.disk.stem,
         asleep=None,
     )
-    holder.watch_time()
+    holder.lifetime.watch()
     holder.merging.begin()
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from novasandbox.core.hypervisor import (
     check_transition,
     require_state,
 )
+from novasandbox.core.lifetime import Lifetime
 from novasandbox.core.making import Made, Place
 from novasandbox.core.ports import Ports
 from novasandbox.core.registry import Record
@@ -61,13 +61,12 @@ class Holder:
         self._machine: Machine | None = None
         self._ports: Ports | None = None
         self._gate: Gate | None = None
-        self._timer: asyncio.TimerHandle | None = None
         self._watches: list[asyncio.Task[None]] = []
         self._ending: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self.moving = asyncio.Lock()
         self.merging = merging.Merging(self)
-        self._lapsing: asyncio.Task[None] | None = None
+        self.lifetime = Lifetime(self)
         self._failure: NovaError | None = None
         self._events = EventLog(record.directory / "events.jsonl")
         self.ended = asyncio.Event()
@@ -216,15 +215,16 @@ class Holder:
             await warming.end_interpreter(self.channel)
         if template is not None:
             await warming.after_restore(self.channel, template)
-        deadline = None if config.timeout is None else time.time() + config.timeout
         # Before anybody can read that it runs.
         await self.serve()
-        self.record = registry.change(self.record, state=SandboxState.RUNNING, deadline=deadline)
+        self.record = registry.change(
+            self.record, state=SandboxState.RUNNING, deadline=self.lifetime.deadline_anew()
+        )
         if config.detach:
             assert self._machine is not None
             # Until now it would have died with us; from here on the next holder finds it.
             self._machine.outlive_owner()
-        self.watch_time()
+        self.lifetime.watch()
         self.merging.begin()
         self.note("running", accelerator=self.record.accelerator)
 
@@ -255,19 +255,10 @@ class Holder:
         """Why it has ended or is ending; None while it lives."""
         return self._failure
 
-    async def set_timeout(self, seconds: float | None) -> None:
-        """Let it live `seconds` from now; None: no end."""
-        SandboxConfig(timeout=seconds)
-        self._require(SandboxState.RUNNING, SandboxState.PAUSED, verb="set a timeout")
-        deadline = None if seconds is None else time.time() + seconds
-        self.record = registry.change(self.record, deadline=deadline)
-        self.watch_time()
-        self.note("timeout", seconds=seconds)
-
     async def pause(self) -> None:
         """Stop the vCPUs. Raises IllegalTransition unless it runs."""
         async with self.moving:
-            self._require(SandboxState.RUNNING, verb="pause")
+            self.require(SandboxState.RUNNING, verb="pause")
             await whole(self._pause())
 
     async def _pause(self) -> None:
@@ -300,7 +291,7 @@ class Holder:
     async def resume(self) -> None:
         """Let the vCPUs run again; the guest's clock is set right."""
         async with self.moving:
-            self._require(SandboxState.PAUSED, verb="resume")
+            self.require(SandboxState.PAUSED, verb="resume")
             await whole(self._resume())
         self.merging.begin()
         assert self.channel is not None
@@ -310,7 +301,7 @@ class Holder:
         await self._go_on()
         self.become(SandboxState.RUNNING)
         # Its time may have been over while it was paused.
-        self.watch_time()
+        self.lifetime.watch()
 
     async def machine_metrics(self) -> dict[str, Any]:
         """What the machine's process costs the host."""
@@ -320,7 +311,7 @@ class Holder:
 
     async def expose(self, port: int, host_port: int = 0) -> str:
         """Open a port on loopback that reaches the guest's; gives `host:port`."""
-        self._require(SandboxState.RUNNING, SandboxState.PAUSED, verb="expose a port")
+        self.require(SandboxState.RUNNING, SandboxState.PAUSED, verb="expose a port")
         assert self._ports is not None
         address = await self._ports.expose(port, host_port)
         self._remember_ports()
@@ -384,7 +375,7 @@ class Holder:
         Raises IllegalTransition unless it runs or is paused.
         """
         async with self.moving:
-            self._require(SandboxState.RUNNING, SandboxState.PAUSED, verb="save it")
+            self.require(SandboxState.RUNNING, SandboxState.PAUSED, verb="save it")
             machine, channel = self.require_machine(), self.channel
             assert channel is not None
             if before is not None:
@@ -412,7 +403,8 @@ class Holder:
     def _runs(self) -> bool:
         return self.record.state is SandboxState.RUNNING
 
-    def _require(self, *states: SandboxState, verb: str) -> None:
+    def require(self, *states: SandboxState, verb: str) -> None:
+        """Raise IllegalTransition in any other state, or how it ended."""
         if self._failure is not None:
             raise self._failure
         require_state(self.state, states, verb, self.id)
@@ -433,39 +425,6 @@ class Holder:
 
     # How it ends.
 
-    def watch_time(self) -> None:
-        """End it at its deadline, as its record has it."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self.record.deadline is not None:
-            delay = max(0.0, self.record.deadline - time.time())
-            self._timer = asyncio.get_running_loop().call_later(delay, self._expire)
-
-    def _expire(self) -> None:
-        wish = self.record.config.get("on_timeout", "kill")
-        if wish == "kill":
-            self.end_of_life()
-        else:
-            self._lapsing = asyncio.create_task(self._rest(str(wish)))
-
-    async def _rest(self, wish: str) -> None:
-        from novasandbox.core import resting  # It stands on this module.
-
-        await resting.rest(self, wish)
-
-    def end_of_life(self) -> None:
-        """Its time-to-live is over."""
-        created, deadline = self.record.created, self.record.deadline or time.time()
-        reason = f"its time-to-live was over, {deadline - created:.0f} s after it was made"
-        self._failure = SandboxExpired(
-            "the sandbox has ended",
-            why=reason,
-            fix="Make a new one; a longer timeout= keeps it longer.",
-            sandbox_id=self.id,
-        )
-        self._start_ending(SandboxState.STOPPED, reason, expired=True)
-
     async def _reason_for_loss(self, reason: BaseException) -> NovaError:
         error = self._failure or await watching.why_lost(self.id, self._machine, reason)
         self.fail(error)
@@ -478,6 +437,12 @@ class Holder:
         if self._ending is None:
             self._failure = self._failure or error
             self._start_ending(SandboxState.FAILED, reason or str(error))
+
+    def expire(self, error: SandboxExpired, reason: str) -> None:
+        """Its time is over."""
+        if self._ending is None:
+            self._failure = error
+            self._start_ending(SandboxState.STOPPED, reason, expired=True)
 
     def _start_ending(self, state: SandboxState, reason: str, *, expired: bool = False) -> None:
         if self._ending is None:
@@ -533,8 +498,7 @@ class Holder:
         self.ended.set()
 
     async def _close_ports(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        self.lifetime.stop()
         for watch in self._watches:
             watch.cancel()
         await self.merging.end()

@@ -122,7 +122,7 @@ class Member:
             if config.user != self._config.user:
                 await self._end_interpreter()
         self.on_end(None)
-        holder.watch_time()
+        holder.lifetime.watch()
         if config.detach:
             holder.require_machine().outlive_owner()
 

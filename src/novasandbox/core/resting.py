@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from typing import TYPE_CHECKING
 
 from novasandbox.core import registry, sleeping
@@ -35,7 +34,7 @@ async def rest(holder: Holder, wish: str) -> None:
             await _stand_by(holder)
     except (NovaError, OSError) as error:
         log.warning("%s could not be put to rest and is ended: %s", holder.id, error)
-        holder.end_of_life()
+        holder.lifetime.end()
 
 
 async def _stand_by(holder: Holder) -> None:
@@ -67,11 +66,10 @@ async def _go_on(holder: Holder) -> None:
         if holder.state is not SandboxState.PAUSED:
             return
         await holder.require_machine().resume()
-        timeout = holder.record.config["timeout"]
-        deadline = None if timeout is None else time.time() + timeout
+        deadline = holder.lifetime.deadline_anew()
         holder.record = registry.change(holder.record, deadline=deadline)
         holder.become(SandboxState.RUNNING)
-        holder.watch_time()
+        holder.lifetime.watch()
     holder.merging.begin()
     # Apart, since nothing is sent before this returns.
     task = asyncio.create_task(_set_clock(holder))

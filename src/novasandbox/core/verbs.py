@@ -14,7 +14,7 @@ async def perform(holder: Holder, name: str, arguments: dict[str, Any]) -> Any:
     """Do one of the holder's own verbs. Raises InvalidRequest for an unknown one."""
     match name:
         case "set_timeout":
-            return await holder.set_timeout(arguments["seconds"])
+            return await holder.lifetime.set(arguments["seconds"])
         case "pause":
             return await holder.pause()
         case "resume":
