@@ -24,6 +24,7 @@ from novasandbox.errors import (
     SandboxNotFound,
     TemplateNotFound,
 )
+from waiting import is_gone, until
 
 pytestmark = pytest.mark.vm
 
@@ -210,7 +211,7 @@ async def test_a_time_to_live_ends_it_and_says_so(qemu: str) -> None:
     with pytest.raises(SandboxExpired):
         await Sandbox.connect("short")
     assert pid is not None
-    assert not psutil.pid_exists(pid)
+    await until(lambda: is_gone(pid), within=5)
 
 
 async def test_killing_gives_everything_back(qemu: str, nova_home: Path) -> None:

@@ -150,11 +150,15 @@ async def test_a_host_that_cannot_save_boots_instead(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(qemu_state, "write_memory", forbidden)
+    monkeypatch.setattr(template_snapshot, "_FIRST_PAUSE", 0.0)
     name = own_template("unsaved", env={"T": "3"})
     async with Sandbox.create(name) as sandbox:
         assert _memory(sandbox) is None
         assert (await sandbox.exec("echo $T")).stdout == "3\n"
     assert "has no snapshot" in caplog.text
+    monkeypatch.undo()
+    async with Sandbox.create(name) as sandbox:
+        assert _memory(sandbox) is not None
 
 
 async def test_the_memory_of_all_is_writable_to_none(sandbox: Sandbox) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import secrets
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,8 +48,24 @@ _KEPT = 8
 # Beside the guest's memory in use: its devices and what it wrote to its disk.
 _ROOM = 192 << 20
 _HOSTNAME = "nova"
-# What could not be made is not tried again by this process.
-_failed: set[str] = set()
+# Seconds until what could not be made is tried again: twice as long each time.
+_FIRST_PAUSE, _LONGEST_PAUSE = 30.0, 3600.0
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """until: by the monotonic clock."""
+
+    pause: float
+    until: float
+
+    @classmethod
+    def after(cls, earlier: _Failure | None) -> _Failure:
+        pause = _FIRST_PAUSE if earlier is None else min(_LONGEST_PAUSE, 2 * earlier.pause)
+        return cls(pause, time.monotonic() + pause)
+
+
+_failed: dict[str, _Failure] = {}
 
 
 @dataclass(frozen=True)
@@ -106,16 +123,18 @@ async def obtain(
     made_from = await _made_from(provider, prepared, config)
     store = Store()
     key = store.key(KIND, made_from)
-    if key in _failed:
+    failure = _failed.get(key)
+    if failure is not None and time.monotonic() < failure.until:
         return None
     try:
         hold = await _hold(store, key, made_from, provider, prepared, config, progress)
     except (HostResourceExhausted, InvalidRequest):
         raise
     except (NovaError, OSError) as error:
-        _failed.add(key)
+        _failed[key] = _Failure.after(failure)
         log.warning("template %s has no snapshot: %s", prepared.ground.template, error)
         return None
+    _failed.pop(key, None)
     folder = store.objects / key
     # Its age counts from here on.
     os.utime(folder)
