@@ -33,14 +33,21 @@ async def sandbox_of(disk_mib: int = DISK_MIB) -> AsyncIterator[Sandbox]:
 
 
 @contextlib.contextmanager
-def bare_copy(floor: Floor, saved: Saved) -> Iterator[Bare]:
-    """A bare machine that has answered its first cell."""
+def idle_copy(floor: Floor, saved: Saved) -> Iterator[Bare]:
+    """A bare machine that answers, and was asked nothing yet."""
     with (
         tempfile.TemporaryDirectory(dir=floor.beside) as name,
         restored(floor, saved, Path(name)) as machine,
     ):
         machine.port.attach()
         machine.port.configure()
+        yield machine
+
+
+@contextlib.contextmanager
+def bare_copy(floor: Floor, saved: Saved) -> Iterator[Bare]:
+    """A bare machine that has answered its first cell."""
+    with idle_copy(floor, saved) as machine:
         assert b"42" in machine.port.cell("x = 6*7\nx")
         yield machine
 

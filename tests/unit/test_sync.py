@@ -193,6 +193,8 @@ def script(body: str, *, interrupt: bool = False, home: Path | None = None) -> t
         stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, **({"NOVA_HOME": str(home)} if home else {})},
+        # Of whoever ran this in the background it would inherit that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as program:
         assert program.stdout is not None
         out = ""
