@@ -402,7 +402,8 @@ async def test_a_killed_interpreter_is_started_again_and_that_is_told(
     with pytest.raises(ContextLost):
         await own_sandbox.run_code("import os, time; os.kill(os.getppid(), 9); time.sleep(30)")
     assert (await own_sandbox.run_code("'x' in globals()")).text == "False"
-    with pytest.raises(ContextNotFound):
+    # Lost, where its process had not quite ended when it was asked.
+    with pytest.raises((ContextNotFound, ContextLost)):
         await own_sandbox.run_code("1", context=other)
     await own_sandbox.exec(["pkill", "-9", "-f", "interpreter.zip"])
     with pytest.raises(ContextLost, match="interpreter was ended"):
