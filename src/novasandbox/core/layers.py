@@ -36,7 +36,8 @@ def settle(layer: str) -> None:
     path.chmod(0o400)
     note = path.with_suffix(".json")
     if (read_json(note) or {}).get("stamp") != stamp(path):
-        write_json(note, {"stamp": stamp(path)})
+        # Lost in a crash of the host it is taken again.
+        write_json(note, {"stamp": stamp(path)}, lasting=False)
 
 
 def make_sure(layer: str) -> None:

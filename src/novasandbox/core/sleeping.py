@@ -117,10 +117,10 @@ async def _lie_down(
     is_due: bool = False,
     origin: str | None = None,
 ) -> None:
-    state_hash, _, disk_stamp = await asyncio.gather(
+    state_hash, disk_stamp, *_ = await asyncio.gather(
         asyncio.to_thread(_hash, folder / STATE),
-        asyncio.to_thread(_sync, folder / STATE),
         asyncio.to_thread(_seal_disk, disk),
+        asyncio.to_thread(_sync, folder / STATE, *map(layer_path, ground.own_layers)),
     )
     if holder.failure is not None:
         raise holder.failure
@@ -229,12 +229,13 @@ def _hash(path: Path) -> str:
     return content_hash(path)
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _sync(*paths: Path) -> None:
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _seal_disk(path: Path) -> list[int]:
