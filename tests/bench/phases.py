@@ -36,7 +36,7 @@ STEPS = {
     "layer": "novasandbox.providers.qemu_disk:lay_on",
     "freeze": "novasandbox.core.copying:_freeze",
     "take": "novasandbox.core.copying:take",
-    "seal": "novasandbox.core.sleeping:_seal",
+    "seal": "novasandbox.core.sleeping:_lie_down",
     "end": "novasandbox.providers.qemu:QemuMachine.kill",
     "check": "novasandbox.core.sleeping:_check",
 }
