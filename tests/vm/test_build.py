@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 from importlib import metadata
 from pathlib import Path
@@ -119,20 +120,32 @@ async def test_the_default_template_builds_from_the_machines_own_mirror(fresh: A
     assert again == fresh
 
 
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user gets into; pytest keeps its own to itself."""
+    with tempfile.TemporaryDirectory(prefix="nova-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-async def test_an_ordinary_user_builds_the_same(fresh: Artifacts, tmp_path: Path) -> None:
+async def test_an_ordinary_user_builds_the_same(fresh: Artifacts, open_folder: Path) -> None:
     program = python_for_everybody()
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
-    shutil.copy(native.path("nova-agent"), tmp_path / "agent")
-    home = tmp_path / "home"
+    shutil.copy(native.path("nova-agent"), open_folder / "agent")
+    home = open_folder / "home"
     home.mkdir()
     os.chown(home, NOBODY, NOBODY)
-    build = [program, "-c", textwrap.dedent(BUILD), str(home / "images"), str(tmp_path / "agent")]
+    build = [
+        program,
+        "-c",
+        textwrap.dedent(BUILD),
+        str(home / "images"),
+        str(open_folder / "agent"),
+    ]
     ended = subprocess.run(
         ["sh", "-c", 'umask 077; exec "$0" "$@"', *build],
-        env={**source_tree(tmp_path / "tree"), "NOVA_HOME": str(home)},
+        env={**source_tree(open_folder / "tree"), "NOVA_HOME": str(home)},
         user=NOBODY,
         group=NOBODY,
         extra_groups=[],

@@ -28,7 +28,7 @@ TICKS = "i=0; while true; do echo $i >ticks; i=$((i+1)); sleep 0.3; done"
 
 
 @pytest.fixture(autouse=True)
-async def no_layer_stays(nova_home: Path) -> AsyncIterator[None]:
+async def no_layer_stays(own_home: Path) -> AsyncIterator[None]:
     """After each test no layer is left."""
     yield
     await asyncio.to_thread(registry.collect_leftovers)
@@ -290,7 +290,7 @@ _OWNER = """
 
 
 async def test_an_owner_killed_while_it_merges_leaves_the_snapshot_and_nothing_else(
-    nova_home: Path, qemu: str, monkeypatch: pytest.MonkeyPatch
+    own_home: Path, qemu: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body = (
         _OWNER
@@ -313,12 +313,12 @@ async def test_an_owner_killed_while_it_merges_leaves_the_snapshot_and_nothing_e
     await Sandbox.remove_snapshot("left")
     monkeypatch.setattr(layers, "_YOUNG", 0.0)
     await clean()
-    assert identity not in elsewhere.living(nova_home)
+    assert identity not in elsewhere.living(own_home)
     assert not list(layers_dir().iterdir())
 
 
 async def test_an_owner_killed_while_it_merges_and_sleeps_leaves_it_as_it_was(
-    nova_home: Path, qemu: str
+    own_home: Path, qemu: str
 ) -> None:
     """SIGKILL around the end of a merge, in a hibernation that calls it off."""
     for delay in (0.02, 0.12):
@@ -346,11 +346,11 @@ async def test_an_owner_killed_while_it_merges_and_sleeps_leaves_it_as_it_was(
         else:
             await until(lambda rec=record: all(map(is_gone, elsewhere.pids(rec))), within=10)
             await asyncio.to_thread(registry.collect_leftovers)
-        assert identity not in elsewhere.living(nova_home)
+        assert identity not in elsewhere.living(own_home)
 
 
 async def test_a_keeper_killed_while_it_merges_is_followed_by_one_that_knows_the_disk(
-    nova_home: Path, qemu: str
+    own_home: Path, qemu: str
 ) -> None:
     async with Sandbox.create(detach=True, timeout=600) as sandbox:
         for turn in range(2):
@@ -359,7 +359,7 @@ async def test_a_keeper_killed_while_it_merges_is_followed_by_one_that_knows_the
             await child.kill()
         assert _depth(sandbox) == 2
         await until(lambda: _is_copied(sandbox, 2))
-        elsewhere.end_keeper(nova_home, signal.SIGKILL)
+        elsewhere.end_keeper(own_home, signal.SIGKILL)
         again = await Sandbox.connect(sandbox.id)
         assert await _whole(again) == ["f0", "f1"]
         (child,) = await again.fork()
@@ -368,7 +368,7 @@ async def test_a_keeper_killed_while_it_merges_is_followed_by_one_that_knows_the
         await again.hibernate()
         assert await _whole(again) == ["f0", "f1"]
         await again.kill()
-    elsewhere.end_keeper(nova_home)
+    elsewhere.end_keeper(own_home)
 
 
 async def test_a_snapshot_can_go_whose_layers_a_child_has_merged(

@@ -280,7 +280,7 @@ async def test_what_fails_leaves_no_memory(
     before = set(objects().glob("memory-*"))
     async with Sandbox.create(timeout=600, cold=True) as sandbox:
         with monkeypatch.context() as patch:
-            patch.setattr(sleeping, "_seal", full)
+            patch.setattr(sleeping, "_seal_disk", full)
             patch.setattr(registry, "keep_snapshot", full)
             patch.setattr(making, "restore", full)
             with pytest.raises(NovaError):

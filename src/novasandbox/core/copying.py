@@ -46,6 +46,7 @@ async def take(holder: Holder, folder: Path) -> Ground:
     except BaseException:
         await whole(_drop(holder, top))
         raise
+    await asyncio.to_thread(layers.settle, ground.own_layers[-1])
     return await with_memory(ground, folder)
 
 
@@ -76,7 +77,6 @@ async def _freeze(holder: Holder, machine: Machine, top: Path) -> Ground:
     ground = ground.with_layer(layer)
     # Not `record`: a timeout may have been set meanwhile, or a port exposed.
     holder.record = registry.change(holder.record, ground=ground.as_data(), disk=top.stem)
-    await asyncio.to_thread(layers.settle, layer)
     with suppress(OSError):
         disk.unlink()
     if failure is not None:

@@ -153,6 +153,8 @@ class QemuMachine(Machine):
         self._run_dir = run_dir
         self._process = process
         self._qmp = Qmp(run_dir / "qmp.sock")
+        # Whether QEMU has flushed the disk since it last wrote to it.
+        self._is_flushed = False
         # What the layer that is ready shall lie on.
         self._lies_on = ""
         # An earlier holder may have died before it could take back what writes a frozen layer.
@@ -163,8 +165,10 @@ class QemuMachine(Machine):
 
     async def pause(self) -> None:
         await self._qmp.execute("stop")
+        self._is_flushed = True
 
     async def resume(self) -> None:
+        self._is_flushed = False
         await self._qmp.execute("cont")
         if self._has_frozen:
             await qemu_disk.take_back_writers(self._qmp)
@@ -172,8 +176,9 @@ class QemuMachine(Machine):
         await self._qmp.close_given_back()
 
     async def save(self, folder: Path) -> None:
-        # It stands still already; told so again, QEMU flushes what a merge wrote since.
-        await self._qmp.execute("stop")
+        if not self._is_flushed:
+            # It stands still already; told so again, QEMU flushes what a merge wrote since.
+            await self._qmp.execute("stop")
         found = await qemu_state.devices(self._qmp)
         await asyncio.to_thread(qemu_state.write, folder, found, self.pid, self._memory)
 
@@ -190,6 +195,7 @@ class QemuMachine(Machine):
         return tuple(map(qemu_disk.layer_of, await qemu_merge.drop_unused(self._qmp)))
 
     async def merge_disk(self, onto: str | None, speed: int | None = None) -> None:
+        self._is_flushed = False
         await qemu_merge.merge(self._qmp, qemu_disk.node_of(onto) if onto else None, speed)
 
     async def wait(self) -> str:
