@@ -234,6 +234,9 @@ class Peer:
         for channel in self._channels:
             await channel.close()
         self.stop()
+        # What was dialled just now is on its way to `_accepted` for some turns of the loop.
+        for _ in range(10):
+            await asyncio.sleep(0)
         for writer in self._writers:
             writer.transport.abort()
 

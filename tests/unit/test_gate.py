@@ -15,9 +15,11 @@ from novasandbox.core import sockets, verbs
 from novasandbox.core.gate import Gate
 from novasandbox.core.hypervisor import SandboxState
 from novasandbox.core.session import RemoteChannel, call
+from novasandbox.core.sleeping import asleep_error
 from novasandbox.errors import (
     GuestUnreachable,
     HostResourceExhausted,
+    IllegalTransition,
     InvalidRequest,
     NovaError,
     OperationFailed,
@@ -31,6 +33,7 @@ from novasandbox.guest.protocol import MAX_WINDOW, STDOUT, Frame, Op, Tag
 from support.echo import EchoAgent
 from support.linked import Linked
 from support.peer import DEADLINE, Peer, data, end, noise, record, reply, state
+from waiting import until
 
 
 @dataclass
@@ -64,6 +67,10 @@ class Door:
         await client.open(DEADLINE)
         self._clients.append(client)
         return client
+
+    async def leave(self) -> None:
+        """The holder goes: the sandbox sleeps."""
+        await self._gate.close(asleep_error("0123456789ab"))
 
     async def close(self) -> None:
         for client in self._clients:
@@ -325,3 +332,65 @@ async def test_a_request_of_a_client_is_nobodys_process(linked: Linked, door: Do
         await (await door.client()).adopt(number).result()
     connection.send(reply(number, 0, (Tag.CPUS, 3)))
     assert (await asked).fields.number(Tag.CPUS) == 3
+
+
+async def test_a_request_that_a_leaving_holder_did_not_take_is_run_once_by_the_next(
+    linked: Linked, door: Door
+) -> None:
+    _, connection = linked
+    client = await door.client()
+    woken = []
+
+    async def wake() -> None:
+        woken.append(1)
+        await door.open()
+
+    client.wake = wake
+    taken = asyncio.create_task(client.call(Op.PING))
+    first = await connection.request(Op.PING)
+    leaving = asyncio.create_task(door.leave())
+    # On its way while the holder says goodbye, after it, and when all is over.
+    calls = []
+    for _ in range(40):
+        calls.append(asyncio.create_task(client.call(Op.METRICS)))
+        await asyncio.sleep(0)
+    with pytest.raises(IllegalTransition, match="hibernated"):
+        await taken
+    await leaving
+    calls.append(asyncio.create_task(client.call(Op.METRICS)))
+    numbers = set()
+    for _ in calls:
+        heard = await connection.request(Op.METRICS)
+        numbers.add(heard.stream)
+        connection.send(reply(heard.stream))
+    await asyncio.gather(*calls)
+    assert len(numbers) == len(calls)
+    assert first.stream not in numbers
+    assert woken
+
+
+async def test_who_rests_is_told_to_the_holder_and_roused_by_the_next_write(
+    linked: Linked, door: Door
+) -> None:
+    holders, connection = linked
+    client = await door.client()
+    starting = asyncio.create_task(
+        Processes(client, "box").start(Launch(("x",), background=True, stdin=True))
+    )
+    number = (await connection.request(Op.EXEC)).stream
+    connection.send(state(number, (Tag.PID, 7), (Tag.RECEIVED, 0)))
+    process = await starting
+    await until(lambda: not holders.busy, within=DEADLINE)
+    roused = []
+
+    async def rouse() -> None:
+        roused.append(1)
+
+    holders.stand_by(rouse)
+    await process.stdin.write(b"word")
+    heard = await connection.expect(Frame.DATA)
+    assert (heard.stream, heard.data, roused) == (number, b"word", [1])
+    waiting = asyncio.create_task(process.wait())
+    await until(lambda: holders.busy, within=DEADLINE)
+    connection.send(end(number, 0), end(number, 0, 2), reply(number, 0, (Tag.EXIT, 0)))
+    assert (await waiting).exit_code == 0

@@ -209,15 +209,15 @@ async def adopt(record: Record) -> Holder:
     try:
         machine = await provider.adopt(record.directory, record.machine)
         await holder.take_over(machine)
+        if record.state is SandboxState.PAUSED and record.rests is not None:
+            await resting.stand_again(holder)
         holder.record = replace(record, owner=Owner.self())
         await holder.merging.settle()
         holder.record = registry.save(holder.record)
         await holder.serve()
-        if sleeping.is_resting(record):
-            resting.wait_for_call(holder)
         holder.lifetime.watch()
         holder.merging.begin()
-        await holder.reopen_ports()
+        await holder.doors.reopen_ports()
     except VmmCrashed as error:
         await holder.abandon(error)
         raise
@@ -271,7 +271,11 @@ async def _wake_or_tell(slept: Record, holder: Holder) -> Holder:
 
 
 async def _wake(slept: Record, holder: Holder) -> Holder:
-    holder.record = replace(slept, owner=Owner.self(), token=secrets.token_hex(16))
+    # What goes on here as well is not another holder's to the guest.
+    goes_on = slept.rests is not None and holder.channel is not None
+    is_same = goes_on and holder.record.token == slept.token
+    token = slept.token if is_same else secrets.token_hex(16)
+    holder.record = replace(slept, owner=Owner.self(), token=token)
     async with (
         sleeping.saved(slept) as (found, origin),
         _admitted(slept.settings, found) as prepared,
@@ -279,10 +283,11 @@ async def _wake(slept: Record, holder: Holder) -> Holder:
         try:
             await _awaken(holder, slept, prepared, origin)
         except BaseException:
-            await whole(holder.sleep_on(slept))
+            await whole(holder.slumber.sleep_on(slept))
             raise
     # It is awake, and what woke it is of no use any more.
     await whole(asyncio.to_thread(sleeping.forget, slept))
+    await holder.doors.reopen_ports()
     holder.note("woken")
     return holder
 
@@ -302,8 +307,9 @@ async def rollback(holder: Holder, snapshot: str) -> None:
         )
     before = copying.ground_of(holder.record)
     await sleeping.go_back(holder, kept)
+    assert holder.channel is not None
     try:
-        await whole(holder.come_back())
+        await whole(holder.channel.roused())
     finally:
         await whole(asyncio.to_thread(registry.let_go_of, before))
     holder.note("rolled back", snapshot=kept.id)
@@ -334,6 +340,7 @@ async def _awaken(holder: Holder, slept: Record, prepared: Prepared, origin: Ori
         ground=made.ground.as_data(),
         disk=made.disk.stem,
         asleep=None,
+        rests=None,
     )
     holder.lifetime.watch()
     holder.merging.begin()

@@ -2,13 +2,14 @@
 
 It speaks the guest protocol, so the same channel serves both ends. Requests for the
 guest get a stream number of the guest's and are passed on frame by frame, with credit
-from end to end: a slow client holds up its own streams and no other. Two operations
-are the holder's own: CONTROL, and ADOPT for a stream that runs already.
+from end to end: a slow client holds up its own streams and no other. Four operations
+are the holder's own: CONTROL, ADOPT for a stream that runs already, REST and ATTEND.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import logging
@@ -18,8 +19,6 @@ from typing import TYPE_CHECKING
 from novasandbox.core import sockets
 from novasandbox.core.exhaustion import host_limits
 from novasandbox.core.forwarded import Forwarded
-from novasandbox.core.hypervisor import SandboxState
-from novasandbox.core.sleeping import asleep_error
 from novasandbox.errors import InvalidRequest, NovaError, OperationFailed
 from novasandbox.guest.frames import (
     Fields,
@@ -45,12 +44,17 @@ log = logging.getLogger(__name__)
 
 CONTROL = 0x8001
 ADOPT = 0x8002
+# Of a stream that is there already: nobody waits for it, or somebody does again.
+REST = 0x8003
+ATTEND = 0x8004
 # A client that does not read its socket is dropped before it costs much memory: this much,
 # besides the output that it asked for itself by giving credit.
 _BACKLOG_LIMIT = 8 * 2**20
 # Of an error as JSON: with its fields around it, it fits a frame.
 _MOST_FAILURE = 60_000
 _FAREWELL = 1.0
+LAST = "last_request"
+"""In the farewell: the number of the client's last request that was taken."""
 
 
 class Gate:
@@ -60,12 +64,14 @@ class Gate:
         self._holder = holder
         self._path = path
         self._server: asyncio.Server | None = None
+        self._inode = 0
         self._clients: set[_Client] = set()
 
     async def open(self) -> None:
         """Listen, mode 0600."""
         loop = asyncio.get_running_loop()
         listening = sockets.listen(self._path)
+        self._inode = self._path.stat().st_ino
         # Apart, since a caller who is cancelled while it starts must still be able to shut it.
         self._server = await loop.create_unix_server(
             self._client, sock=listening, start_serving=False
@@ -75,12 +81,22 @@ class Gate:
     def _client(self) -> _Client:
         return _Client(self._holder, self._clients)
 
+    @property
+    def is_used(self) -> bool:
+        """Whether any client is there."""
+        return bool(self._clients)
+
     def shut(self) -> None:
-        """Stop listening. The next holder may listen at once."""
+        """Take no more clients and requests. The next holder may listen at once."""
+        for client in self._clients:
+            client.go_deaf()
         server, self._server = self._server, None
         if server is not None:
             server.close()
-            self._path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                # The next holder may listen there already.
+                if self._path.stat().st_ino == self._inode:
+                    self._path.unlink()
 
     async def close(self, error: BaseException | None) -> None:
         """Stop listening, let calls under way end, and tell every client why.
@@ -88,11 +104,22 @@ class Gate:
         error: None says nothing, so that clients look for the next holder.
         """
         self.shut()
-        tasks = {task for client in self._clients for task in client.calls}
-        if tasks:
-            await asyncio.wait(tasks, timeout=_FAREWELL)
-        for client in list(self._clients):
-            client.dismiss(error)
+        clients = list(self._clients)
+        tasks = {task for client in clients for task in client.calls}
+        try:
+            if tasks:
+                await asyncio.wait(tasks, timeout=_FAREWELL)
+            for client in clients:
+                client.say_goodbye(error)
+            if error is not None:
+                # A client that writes meanwhile would lose what it has not read.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_FAREWELL):
+                        for client in clients:
+                            await client.gone.wait()
+        finally:
+            for client in clients:
+                client.close()
 
 
 class _Client(asyncio.Protocol):
@@ -106,6 +133,9 @@ class _Client(asyncio.Protocol):
         self._attached = False
         self._streams: dict[int, Forwarded] = {}
         self._calls: dict[int, asyncio.Task[None]] = {}
+        self._last = 0
+        self._deaf = False
+        self.gone = asyncio.Event()
 
     @property
     def calls(self) -> set[asyncio.Task[None]]:
@@ -136,18 +166,30 @@ class _Client(asyncio.Protocol):
             2 * stream.window for stream in self._streams.values()
         )
 
-    def fail(self, stream: int, error: BaseException, status: int = errno.EIO) -> None:
-        """End one stream with an error of the holder's. status: EAGAIN: it was never run."""
-        body = status.to_bytes(4, "little")
+    def fail(self, stream: int, error: BaseException) -> None:
+        """End one stream with an error of the holder's."""
+        body = errno.EIO.to_bytes(4, "little")
         body += encode_fields([(Tag.FAILURE, failure_text(error))])
         self.write(encode(Frame.REPLY, stream, body))
 
-    def dismiss(self, error: BaseException | None) -> None:
-        """Tell the client why, if there is a reason, and close."""
-        if self._transport is not None and not self._transport.is_closing():
-            if error is not None:
-                self.write(encode(Frame.GOAWAY, payload=failure_text(error)))
+    def go_deaf(self) -> None:
+        """Take no more requests: the client sends them to the next holder."""
+        self._deaf = True
+
+    def say_goodbye(self, error: BaseException | None) -> None:
+        """Tell the client why, if there is a reason, and its last request that was taken."""
+        if error is not None:
+            told = b'{"%s": %d, ' % (LAST.encode(), self._last) + failure_text(error)[1:]
+            self.write(encode(Frame.GOAWAY, payload=told))
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._transport is not None:
             self._transport.close()
+
+    def _dismiss(self, error: BaseException) -> None:
+        self.say_goodbye(error)
+        self.close()
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -157,9 +199,9 @@ class _Client(asyncio.Protocol):
                 else:
                     self._attach(message)
         except FrameError as error:
-            self.dismiss(InvalidRequest("the client broke the protocol", why=str(error)))
+            self._dismiss(InvalidRequest("the client broke the protocol", why=str(error)))
         except NovaError as error:
-            self.dismiss(error)
+            self._dismiss(error)
 
     def _attach(self, message: Message) -> None:
         if message.type is not Frame.ATTACH or len(message.payload) != 34:
@@ -198,6 +240,9 @@ class _Client(asyncio.Protocol):
         if len(message.payload) < 2:
             raise FrameError("a REQUEST without an operation")
         op = int.from_bytes(message.payload[:2], "little")
+        if self._deaf:
+            return
+        self._last = max(self._last, message.stream)
         fields = Fields.decode(message.payload[2:])
         if op == CONTROL:
             task = asyncio.create_task(self._control(message.stream, fields))
@@ -205,16 +250,16 @@ class _Client(asyncio.Protocol):
             task.add_done_callback(lambda _: self._calls.pop(message.stream, None))
         elif op == ADOPT:
             self._adopt(message.stream, fields)
+        elif op in (REST, ATTEND):
+            stream = self._streams.get(message.stream)
+            if stream is not None and self._holder.channel is not None:
+                self._holder.channel.rest(stream, over=op == ATTEND)
         else:
             self._forward(message, op, fields)
 
     def _forward(self, message: Message, op: int, fields: Fields) -> None:
         channel = self._holder.channel
         assert channel is not None  # The gate opens after the guest has answered.
-        if self._holder.state is SandboxState.HIBERNATED:
-            # It is another holder's to wake; who asks finds him when this gate is closed.
-            self.fail(message.stream, asleep_error(self._holder.id), errno.EAGAIN)
-            return
         try:
             number = channel.reserve()
         except NovaError as error:
@@ -247,7 +292,7 @@ class _Client(asyncio.Protocol):
         stream = Forwarded(self, own, number, None, channel.post, seen=seen, foreground=False)
         frame = stream.resume()
         self._streams[own] = stream
-        channel.forward(stream, frame)
+        channel.forward(stream, frame, is_new=False)
 
     async def _control(self, own: int, fields: Fields) -> None:
         try:
@@ -281,6 +326,7 @@ class _Client(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  (the base class names it)
         self._clients.discard(self)
+        self.gone.set()
         for task in self.calls:
             task.cancel()
         channel = self._holder.channel

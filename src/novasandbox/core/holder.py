@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from novasandbox.core import merging, registry, warming, watching
+from novasandbox.core.doors import Doors
 from novasandbox.core.events import EventLog, read_events
-from novasandbox.core.gate import Gate
 from novasandbox.core.ground import Ground
 from novasandbox.core.hypervisor import (
     Machine,
@@ -25,10 +25,12 @@ from novasandbox.core.hypervisor import (
     check_transition,
     require_state,
 )
+from novasandbox.core.idle import NotDue
 from novasandbox.core.lifetime import Lifetime
 from novasandbox.core.making import Made, Place
-from novasandbox.core.ports import Ports
 from novasandbox.core.registry import Record
+from novasandbox.core.sleeping import asleep_error
+from novasandbox.core.slumber import Slumber
 from novasandbox.core.whole import whole
 from novasandbox.errors import (
     GuestUnreachable,
@@ -59,19 +61,20 @@ class Holder:
         self.record = record
         self.channel: Channel | None = None
         self._machine: Machine | None = None
-        self._ports: Ports | None = None
-        self._gate: Gate | None = None
+        self.doors = Doors(self)
         self._watches: list[asyncio.Task[None]] = []
         self._ending: asyncio.Task[None] | None = None
-        self._closing: asyncio.Task[None] | None = None
         self.moving = asyncio.Lock()
         self.merging = merging.Merging(self)
+        self.slumber = Slumber(self)
         self.lifetime = Lifetime(self)
         self._failure: NovaError | None = None
         self._events = EventLog(record.directory / "events.jsonl")
         self.ended = asyncio.Event()
         self.on_end: Callable[[Holder], None] | None = None
         self.on_child: Callable[[Holder], None] | None = None
+        self.on_turn: Callable[[Holder], None] | None = None
+        """Told when it fell asleep by itself, or was woken here: it is still in our hands."""
 
     # How it comes to be: see `creation.py`.
 
@@ -84,64 +87,16 @@ class Holder:
             await self.abandon(error)
             raise
 
-    async def sleep_on(self, slept: Record) -> None:
-        """A waking went wrong: what was begun is given back, and the record is as before."""
-        gate, self._gate = self._gate, None
-        if gate is not None:
-            await gate.close(None)
-        await self._close_ports()
-        if self.channel is not None:
-            await self.channel.withdraw()
-        await self._drop_machine()
-        with contextlib.suppress(OSError):
-            registry.save(replace(slept, machine=None, owner=None))
+    @property
+    def is_wanted(self) -> bool:
+        """Whether a request waits for the guest to be there again."""
+        return self.channel is not None and self.channel.is_wanted
 
-    async def fall_asleep(self, reason: NovaError, *, briefly: bool = False) -> None:
-        """Give back the machine of a sandbox whose record says that it is hibernated.
-
-        The next request through this process wakes it. briefly: this process wakes it at once,
-        and the doors stay open.
-        """
-        await whole(self._fall_asleep(reason, briefly))
-
-    async def _fall_asleep(self, reason: NovaError, briefly: bool) -> None:
-        await self._close_ports()
-        # Before the machine ends, which is no loss now.
-        assert self.channel is not None
-        self.channel.doze(reason, self.rouse)
-        machine, self._machine = self._machine, None
-        if machine is not None:
-            await machine.kill()
-        if self._failure is not None:
-            raise self._failure
-        if briefly:
-            return
-        # On a full disk it sleeps all the same: the record says so, and its machine has ended.
-        with contextlib.suppress(OSError):
-            self.record = registry.change(self.record, machine=None, owner=None)
-        self.note("hibernated")
-        self._dismiss(reason)
-        if self.on_end is not None:
-            self.on_end(self)
-
-    async def rouse(self) -> None:
-        """Wake it again, which this process had put to sleep."""
-        from novasandbox.core import creation  # It stands on this module.
-
-        # A call may come before it has fallen asleep to the end.
-        async with self.moving:
-            if self.state is SandboxState.HIBERNATED and await creation.wake(self.id, self) is None:
-                raise GuestUnreachable(
-                    "another process holds the sandbox now",
-                    fix=f"Sandbox.connect({self.id!r}) reaches it there.",
-                    sandbox_id=self.id,
-                )
-
-    async def come_back(self) -> None:
-        """Wake a sandbox that was put to sleep briefly, with its ports."""
-        assert self.channel is not None
-        await self.channel.roused()
-        await self.reopen_ports()
+    @property
+    def is_used(self) -> bool:
+        """Whether anything here needs this process: a machine, a client, an exposed port."""
+        is_asleep = self.state is SandboxState.HIBERNATED
+        return not is_asleep or bool(self.record.ports) or self.doors.is_used
 
     async def take_over(self, machine: Machine) -> None:
         """Attach to a guest that ran for another holder; a paused one runs for that long.
@@ -152,7 +107,7 @@ class Holder:
         self.channel = self._new_channel(machine, takeover=True)
         await machine.resume()
         await self.channel.open(_ANSWER_DEADLINE)
-        if self.state is SandboxState.PAUSED:
+        if self.state is SandboxState.PAUSED and self.record.rests is None:
             await self.stand_still()
 
     def place(self, config: SandboxConfig) -> Place:
@@ -232,10 +187,7 @@ class Holder:
         """Open the doors, and watch machine and guest."""
         assert self.channel is not None
         assert self._machine is not None
-        self._ports = Ports(self.channel, self.id)
-        if self._gate is None:
-            self._gate = Gate(self, self.record.directory / "api.sock")
-            await self._gate.open()
+        await self.doors.open(self.channel)
         self._watches = watching.watch(self, self._machine, self.channel)
 
     # What others ask of it.
@@ -251,15 +203,31 @@ class Holder:
         return self.record.state
 
     @property
+    def is_ending(self) -> bool:
+        """Whether it ends or has ended."""
+        return self._ending is not None
+
+    @property
     def failure(self) -> NovaError | None:
         """Why it has ended or is ending; None while it lives."""
         return self._failure
 
     async def pause(self) -> None:
-        """Stop the vCPUs. Raises IllegalTransition unless it runs."""
+        """Stop the vCPUs until `resume`. Raises IllegalTransition unless it runs, or rests."""
         async with self.moving:
+            if self.state is SandboxState.PAUSED and self.record.rests is not None:
+                self._stay_paused()
+                return
             self.require(SandboxState.RUNNING, verb="pause")
             await whole(self._pause())
+
+    def _stay_paused(self) -> None:
+        assert self.channel is not None
+        deadline = self.lifetime.deadline_after_rest()
+        self.record = registry.change(self.record, rests=None, deadline=deadline)
+        self.lifetime.watch()
+        self._refuse_requests()
+        self.channel.get_up()
 
     async def _pause(self) -> None:
         await self.stand_still()
@@ -279,8 +247,11 @@ class Holder:
     async def stand_still(self) -> None:
         """Stop the vCPUs, and refuse requests as long as they stand."""
         assert self._machine is not None
-        assert self.channel is not None
         await self._machine.pause()
+        self._refuse_requests()
+
+    def _refuse_requests(self) -> None:
+        assert self.channel is not None
         self.channel.refusal = IllegalTransition(
             "the guest takes no requests",
             current=SandboxState.PAUSED,
@@ -299,9 +270,7 @@ class Holder:
 
     async def _resume(self) -> None:
         await self._go_on()
-        self.become(SandboxState.RUNNING)
-        # Its time may have been over while it was paused.
-        self.lifetime.watch()
+        self.lifetime.go_on()
 
     async def machine_metrics(self) -> dict[str, Any]:
         """What the machine's process costs the host."""
@@ -309,56 +278,33 @@ class Holder:
         metrics = await machine.metrics()
         return {name: getattr(metrics, name) for name in metrics.__dataclass_fields__}
 
-    async def expose(self, port: int, host_port: int = 0) -> str:
-        """Open a port on loopback that reaches the guest's; gives `host:port`."""
-        self.require(SandboxState.RUNNING, SandboxState.PAUSED, verb="expose a port")
-        assert self._ports is not None
-        address = await self._ports.expose(port, host_port)
-        self._remember_ports()
-        self.note("exposed", port=port, address=address)
-        return address
-
-    async def unexpose(self, port: int) -> None:
-        """Close what `expose` opened. Harmless when there is nothing."""
-        if self._ports is not None:
-            await self._ports.unexpose(port)
-            self._remember_ports()
-
-    def _remember_ports(self) -> None:
-        assert self._ports is not None
-        if self._ending is not None:
-            return
-        ports = {str(port): host for port, host in self._ports.table.items()}
-        self.record = registry.change(self.record, ports=ports)
-
-    async def reopen_ports(self) -> None:
-        """Expose again what was exposed for another holder."""
-        assert self._ports is not None
-        for port, host_port in self.record.ports.items():
-            with contextlib.suppress(NovaError, OSError):
-                await self._ports.expose(int(port), int(host_port))
-        self._remember_ports()
-
     async def kill(self) -> None:
         """End it now. Harmless when repeated."""
         if self.state is SandboxState.HIBERNATED:
-            self._failure = SandboxFailed("the sandbox was ended", sandbox_id=self.id)
+            error = SandboxFailed("the sandbox was ended", sandbox_id=self.id)
+            # It may be falling asleep just now, and shall not be woken either.
+            self._failure = error
             # Whoever may hold it by now: it has no time to see it coming.
             await asyncio.to_thread(registry.end_unheld, self.id)
-            await self._close_doors(self._failure)
-            # It may be falling asleep just now.
-            await self._drop_machine()
-            self._dismiss(self._failure)
-            self.record = replace(self.record, state=SandboxState.STOPPED)
-            if self.on_end is not None:
-                self.on_end(self)
+            await self.is_gone(error)
             return
         await self._end(SandboxState.STOPPED, "it was killed")
 
+    async def is_gone(self, error: NovaError) -> None:
+        """It was ended while it slept."""
+        self._failure = error
+        await self._close_doors(error)
+        await self.drop_machine()
+        self.record = replace(self.record, state=SandboxState.STOPPED)
+        self.doors.dismiss(error)
+        self.ended.set()
+        if self.on_end is not None:
+            self.on_end(self)
+
     async def let_go(self) -> None:
-        """Stop holding without ending it: the next holder takes over."""
-        if self._gate is not None:
-            await self._gate.close(None)
+        """Stop holding without ending it: the next holder takes over, or wakes it."""
+        asleep = self.state is SandboxState.HIBERNATED
+        await self.doors.close(asleep_error(self.id) if asleep else None)
         await self._close_doors(GuestUnreachable("the holder has let go", sandbox_id=self.id))
         if self._machine is not None:
             await self._machine.let_go()
@@ -366,13 +312,16 @@ class Holder:
 
     @contextlib.asynccontextmanager
     async def still(
-        self, before: Callable[[Machine], Awaitable[None]] | None = None
+        self,
+        before: Callable[[Machine], Awaitable[None]] | None = None,
+        *,
+        is_due: Callable[[], bool] = lambda: True,
     ) -> AsyncIterator[Machine]:
         """In this block the guest stands still and has taken whole frames only.
 
-        before: done while it runs yet.
+        before: done while it runs yet. is_due: asked when nothing can come between any more.
 
-        Raises IllegalTransition unless it runs or is paused.
+        Raises NotDue where `is_due` gives False, IllegalTransition unless it runs or is paused.
         """
         async with self.moving:
             self.require(SandboxState.RUNNING, SandboxState.PAUSED, verb="save it")
@@ -380,6 +329,8 @@ class Holder:
             assert channel is not None
             if before is not None:
                 await before(machine)
+            if not is_due():
+                raise NotDue
             if not self._runs():
                 yield machine
                 return
@@ -417,10 +368,10 @@ class Holder:
             raise SandboxFailed("the sandbox has no machine any more", sandbox_id=self.id)
         return self._machine
 
-    def become(self, state: SandboxState) -> None:
-        """Go on to a state, on disk too. Raises IllegalTransition."""
+    def become(self, state: SandboxState, **more: Any) -> None:
+        """Go on to a state, on disk too. more: of its record. Raises IllegalTransition."""
         check_transition(self.state, state, self.id)
-        self.record = registry.change(self.record, state=state)
+        self.record = registry.change(self.record, state=state, **more)
         self.note(state.value)
 
     # How it ends.
@@ -464,23 +415,15 @@ class Holder:
             if state is SandboxState.STOPPED and self._machine is not None:
                 await self._machine.kill()
             await self._close_doors(error)
-            await self._drop_machine()
+            await self.drop_machine()
             self.record = await asyncio.to_thread(
                 registry.bury, self.record, state, reason, expired=expired
             )
         finally:
-            self._dismiss(error)
+            self.doors.dismiss(error)
             self.ended.set()
             if self.on_end is not None:
                 self.on_end(self)
-
-    def _dismiss(self, error: BaseException) -> None:
-        """Close the gate, and tell its clients why."""
-        gate, self._gate = self._gate, None
-        if gate is not None:
-            gate.shut()
-            # Apart, since a call through the gate may wait for this very task.
-            self._closing = asyncio.create_task(gate.close(error))
 
     async def abandon(self, error: BaseException) -> None:
         """Give back what a half-made sandbox holds."""
@@ -491,26 +434,26 @@ class Holder:
         self._ending = asyncio.current_task()
         failure = SandboxFailed("the sandbox was never made", why=reason)
         await self._close_doors(failure)
-        if self._gate is not None:
-            await self._gate.close(failure)
-        await self._drop_machine()
+        await self.doors.close(failure)
+        await self.drop_machine()
         await asyncio.to_thread(registry.bury, self.record, SandboxState.FAILED, reason)
         self.ended.set()
 
-    async def _close_ports(self) -> None:
+    async def stop_watching(self) -> None:
+        """Watch machine, guest and time no longer, and merge no more."""
         self.lifetime.stop()
         for watch in self._watches:
             watch.cancel()
         await self.merging.end()
-        if self._ports is not None:
-            await self._ports.close()
 
     async def _close_doors(self, error: BaseException) -> None:
-        await self._close_ports()
+        await self.stop_watching()
+        await self.doors.close_ports()
         if self.channel is not None:
             await self.channel.close(error)
 
-    async def _drop_machine(self) -> None:
+    async def drop_machine(self) -> None:
+        """End its machine's process."""
         machine, self._machine = self._machine, None
         if machine is not None:
             await machine.kill()

@@ -95,7 +95,7 @@ class Keeper:
         self._pools: Standing | None = None
 
     async def run(self, ready: int | None) -> None:
-        """Serve until nothing has been held for a minute, or SIGTERM."""
+        """Serve until nothing has been held awake for a minute, or SIGTERM."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
@@ -163,18 +163,30 @@ class Keeper:
         self._holders[holder.id] = holder
         holder.on_end = self._forget
         holder.on_child = self._hold
+        holder.on_turn = self._hold
         if holder.ended.is_set():
             self._forget(holder)
         self._rest()
 
     def _forget(self, holder: Holder) -> None:
-        self._holders.pop(holder.id, None)
+        if self._holders.get(holder.id) is holder:
+            del self._holders[holder.id]
         self._rest()
 
     async def wake(self, identity: str) -> None:
-        """Wake a sandbox and hold it, unless somebody else has done so."""
+        """Wake a sandbox and hold it, unless somebody else has done so, or holds it asleep."""
+        from novasandbox.core.session import woken_by_its_holder
+
+        if identity in self._holders:
+            await self._holders[identity].slumber.end()
+            return
         self._making += 1
         try:
+            record = await asyncio.to_thread(registry.get, identity)
+            session = await woken_by_its_holder(record)
+            if session is not None:
+                await session.close()
+                return
             holder = await creation.wake(identity)
         finally:
             self._making -= 1
@@ -219,9 +231,17 @@ class Keeper:
         if self._idle is not None:
             self._idle.cancel()
             self._idle = None
-        if not (self._holders or self._making or self.callers or self._pools):
+        held = any(h.state is not SandboxState.HIBERNATED for h in self._holders.values())
+        if not (held or self._making or self.callers or self._pools):
             loop = asyncio.get_running_loop()
-            self._idle = loop.call_later(_IDLE, self._stop.set)
+            self._idle = loop.call_later(_IDLE, self._leave)
+
+    def _leave(self) -> None:
+        # What sleeps may be woken by somebody who is connected to it.
+        if any(holder.is_used for holder in self._holders.values()):
+            self._rest()
+        else:
+            self._stop.set()
 
 
 class _Caller(asyncio.Protocol):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from novasandbox.core import registry
 from novasandbox.core.hypervisor import SandboxConfig, SandboxState
+from novasandbox.core.idle import TIMEOUT
+from novasandbox.core.whole import whole
 from novasandbox.errors import SandboxExpired
 
 if TYPE_CHECKING:
@@ -51,27 +54,40 @@ class Lifetime:
             self._timer.cancel()
             self._timer = None
 
+    def deadline_after_rest(self) -> float | None:
+        """When it ends that is at rest and goes on now; None: never."""
+        record = self._holder.record
+        return self.deadline_anew() if record.rests == TIMEOUT else record.deadline
+
+    def go_on(self) -> None:
+        """It was paused, and runs again."""
+        deadline = self.deadline_after_rest()
+        self._holder.become(SandboxState.RUNNING, rests=None, deadline=deadline)
+        self.watch()
+
     def _expire(self) -> None:
         wish = str(self._holder.record.config.get("on_timeout", "kill"))
         if wish == "kill":
             self.end()
         else:
-            self._lapsing = asyncio.create_task(self._rest(wish))
+            self._lapsing = asyncio.create_task(self.rest(wish, TIMEOUT))
 
-    async def _rest(self, wish: str) -> None:
+    async def rest(self, wish: str, why: str, is_due: Callable[[], bool] = lambda: True) -> None:
+        """Put it to rest, whatever becomes of the one who asks for it. See `resting.rest`."""
         from novasandbox.core import resting  # It stands on the holder.
 
-        await resting.rest(self._holder, wish)
+        await whole(resting.rest(self._holder, wish, why, is_due))
 
-    def end(self) -> None:
-        """Its time-to-live is over."""
+    def end(self, reason: str | None = None) -> None:
+        """Its time is over. reason: if it is not that of its time-to-live."""
         record = self._holder.record
-        lived = (record.deadline or time.time()) - record.created
-        reason = f"its time-to-live was over, {lived:.0f} s after it was made"
+        if reason is None:
+            lived = (record.deadline or time.time()) - record.created
+            reason = f"its time-to-live was over, {lived:.0f} s after it was made"
         error = SandboxExpired(
             "the sandbox has ended",
             why=reason,
-            fix="Make a new one; a longer timeout= keeps it longer.",
+            fix="Make a new one; a longer timeout= or idle_timeout= keeps it longer.",
             sandbox_id=record.id,
         )
         self._holder.expire(error, reason)

@@ -29,7 +29,7 @@ class Ports:
         self._servers: dict[int, asyncio.Server] = {}
         self._connections: set[asyncio.Task[None]] = set()
         self._changing = asyncio.Lock()
-        self._closed = False
+        self.is_closed = False
         self.table: dict[int, int] = {}
 
     async def expose(self, port: int, host_port: int = 0) -> str:
@@ -56,7 +56,7 @@ class Ports:
             server = await asyncio.start_server(accept, "127.0.0.1", host_port)
         except OSError as error:
             raise self._refused(host_port, error) from error
-        if self._closed:  # It was, while we waited.
+        if self.is_closed:  # It was, while we waited.
             server.close()
             raise GuestUnreachable(
                 f"port {port} cannot be exposed: the sandbox ended", sandbox_id=self._sandbox_id
@@ -144,7 +144,7 @@ class Ports:
 
     async def close(self) -> None:
         """Stop listening and end every connection."""
-        self._closed = True
+        self.is_closed = True
         for port in list(self._servers):
             self._stop(port)
         tasks = list(self._connections)

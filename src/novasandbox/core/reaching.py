@@ -13,8 +13,8 @@ from novasandbox.core.hypervisor import SandboxConfig, SandboxState
 from novasandbox.core.keeper import create_detached, ensure_keeper, take_back, wake_detached
 from novasandbox.core.making import is_strict
 from novasandbox.core.registry import Record
-from novasandbox.core.session import LocalSession, RemoteSession, Session
-from novasandbox.errors import GuestUnreachable
+from novasandbox.core.session import LocalSession, RemoteSession, Session, woken_by_its_holder
+from novasandbox.errors import GuestUnreachable, IllegalTransition
 
 Way = tuple[Session, Record]
 _LOOK_EVERY = 0.05
@@ -58,7 +58,11 @@ async def reach(id_or_name: str) -> Way:
         return await RemoteSession.connect(record), record
     except OSError:
         await asyncio.to_thread(registry.collect_leftovers)
+    except IllegalTransition:
+        pass  # It was being put to sleep.
     record = await asyncio.to_thread(registry.get, record.id)
+    if record.state is SandboxState.HIBERNATED:
+        return await _woken(record)
     if record.config.get("detach"):
         await ensure_keeper(adopt=record.id)
         record = await asyncio.to_thread(registry.get, record.id)
@@ -82,6 +86,9 @@ async def _made(record: Record) -> Record:
 
 async def _woken(record: Record) -> Way:
     """A way to a hibernated sandbox, which is awake then."""
+    session = await woken_by_its_holder(record)
+    if session is not None:
+        return session, await asyncio.to_thread(registry.get, record.id)
     holder = None
     if record.config.get("detach"):
         await wake_detached(record.id)

@@ -51,6 +51,7 @@ class Record:
     towards the guest, 32 hex digits. ground: what it stands on (`core/ground.py`), once it
     has a machine. disk: the id of its own layer. origin: the snapshot that it came from, or
     went back to, or took last. asleep: while it hibernates, what wakes it (`core/sleeping.py`).
+    rests: why it is paused or hibernated where it was by itself, `idle` or `timeout`.
     """
 
     id: str
@@ -70,6 +71,7 @@ class Record:
     disk: str | None = None
     origin: str | None = None
     asleep: Mapping[str, Any] | None = None
+    rests: str | None = None
 
     @property
     def name(self) -> str | None:
@@ -204,6 +206,11 @@ def get(identity: str) -> Record:
     if record is None:
         raise _missing(identity)
     return record
+
+
+def exists(identity: str) -> bool:
+    """Whether a sandbox of exactly this id lives."""
+    return (run_dir() / identity / _RECORD).exists()
 
 
 def find(id_or_name: str) -> Record:
@@ -453,6 +460,8 @@ def is_leftover(record: Record) -> bool:
 
 def _is_due(record: Record) -> bool:
     """Whether its time is over, and the one who should have ended it had his time as well."""
+    if record.config.get("on_timeout", "kill") != "kill":
+        return False  # Whoever holds it next puts it to rest.
     return record.deadline is not None and record.deadline + _GRACE < time.time()
 
 

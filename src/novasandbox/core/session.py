@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 import asyncio
 import contextlib
-import errno
 import functools
 import json
 import os
@@ -15,11 +14,11 @@ from typing import Any, Self
 
 from novasandbox.core import creation, registry, sleeping, sockets
 from novasandbox.core.exhaustion import host_limits
-from novasandbox.core.gate import ADOPT, CONTROL
+from novasandbox.core.gate import ADOPT, ATTEND, CONTROL, LAST, REST
 from novasandbox.core.holder import Holder
 from novasandbox.core.hypervisor import SandboxState
 from novasandbox.core.registry import Record
-from novasandbox.core.verbs import perform
+from novasandbox.core.verbs import awake, perform
 from novasandbox.core.whole import whole
 from novasandbox.errors import (
     GuestUnreachable,
@@ -28,18 +27,19 @@ from novasandbox.errors import (
     OutcomeUnknown,
     from_details,
 )
-from novasandbox.guest.channel import Channel, Dial, Passenger
-from novasandbox.guest.frames import FieldList, Fields, Message, encode, encode_fields
+from novasandbox.guest.channel import Channel, Dial
+from novasandbox.guest.frames import Fields, Message, encode, encode_fields
 from novasandbox.guest.link import Link
-from novasandbox.guest.protocol import DEFAULT_WINDOW, Frame, Tag
+from novasandbox.guest.protocol import Frame, Tag
+from novasandbox.guest.rousing import Passenger
 from novasandbox.guest.stream import Reply, Stream
 
 # A keeper that takes over another sandbox at that moment may take this long to answer.
 _DIAL_DEADLINE = 40.0
 # How long a call that was given up may take until it has taken back what it did.
 _FAREWELL = 30.0
-# Any other verb wakes a sandbox that sleeps.
-_WITHOUT_WAKING = ("kill", "hibernate")
+# How often a sandbox is woken for a request while others put it to sleep.
+_TURNS = 5
 _MALFORMED = (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError)
 
 
@@ -79,24 +79,19 @@ class LocalSession(Session):
 
     async def control(self, verb: str, **arguments: Any) -> Any:
         with host_limits():
-            if verb not in _WITHOUT_WAKING:
-                await self._wake()
             return await perform(self._holder, verb, arguments)
 
-    async def _wake(self) -> None:
-        if self._holder.state is SandboxState.HIBERNATED:
-            await self.channel.roused()
-
     async def fork(self, count: int) -> list[tuple[Session, Record]]:
-        await self._wake()
-        children = await creation.fork(self._holder, count)
+        children = await awake(self._holder, lambda: creation.fork(self._holder, count))
         return [(LocalSession(child), child.record) for child in children]
 
     def record(self) -> Record:
         return self._holder.record
 
     async def close(self) -> None:
-        return None
+        if self._holder.record.rests is not None and self._holder.state is SandboxState.HIBERNATED:
+            # Nobody is left here whose call would wake it.
+            await self._holder.let_go()
 
 
 class RemoteChannel(Channel):
@@ -113,42 +108,48 @@ class RemoteChannel(Channel):
         on_lost: Callable[[BaseException], Awaitable[NovaError]] | None = None,
     ) -> None:
         super().__init__(dial, holder=holder, on_lost=on_lost)
-        self._unsent: set[int] = set()
         self.wake: Callable[[], Awaitable[None]] | None = None
 
-    def request(
-        self,
-        op: int,
-        fields: FieldList = (),
-        *,
-        window: int = DEFAULT_WINDOW,
-        data: bytes = b"",
-    ) -> Stream:
-        connected = self.connected
-        stream = super().request(op, fields, window=window, data=data)
-        if not connected:
-            self._unsent.add(stream.id)
-        return stream
+    def rest(self, stream: Passenger, *, over: bool = False) -> None:
+        """The holder is told as well, for it is he who puts a sandbox to rest."""
+        super().rest(stream, over=over)
+        self.post(_resting(stream.id, over=over))
 
     def lost(self, link: Link, error: BaseException | None) -> None:
         """A sandbox that was put to sleep is no loss: the next request has it woken."""
-        if isinstance(error, IllegalTransition) and _is_asleep(error):
-            self.fall_asleep(error)
+        if link is self._link and isinstance(error, NovaError) and _is_asleep(error):
+            self.doze(error, self._rouse_it)
         else:
             super().lost(link, error)
 
-    def fall_asleep(self, reason: NovaError) -> None:
-        """The sandbox was put to sleep."""
-        self.doze(reason, self._rouse_it, self._unsent)
+    def ended_by(self, error: BaseException) -> None:
+        """Its holder is gone; a sandbox that sleeps lives on without one."""
+        if _is_asleep(error):
+            self.doze(_holder_died(), self._rouse_it)
+        else:
+            super().ended_by(error)
 
     async def _rouse_it(self) -> None:
-        if self.wake is not None:
-            await self.wake()
-        await self.open(self.reconnect_deadline)
+        for turn in range(_TURNS):
+            if self.wake is not None:
+                await self.wake()
+            try:
+                await self.open(self.reconnect_deadline)
+                return
+            except (OSError, IllegalTransition):
+                # Awake, it may have been put to sleep again before we got there.
+                if turn == _TURNS - 1:
+                    raise
 
     def goodbye(self, payload: bytes) -> Exception:
         """The holder says why, as data: the same error is raised here."""
-        return _failure(payload)
+        error = _failure(payload)
+        if _is_asleep(error) and self.connected:
+            # What came after its last request was never run, and is sent to the next holder.
+            last = json.loads(payload).get(LAST)
+            if isinstance(last, int):
+                self.never_taken(last)
+        return error
 
     def received(self, message: Message) -> None:
         """A holder may answer for the guest, as for one that is paused."""
@@ -156,13 +157,7 @@ class RemoteChannel(Channel):
             failure = Fields.decode(message.payload[4:]).get(Tag.FAILURE)
             stream = self.stream(message.stream)
             if failure and stream is not None:
-                error = _failure(failure)
-                if _is_asleep(error) and message.payload[:4] == errno.EAGAIN.to_bytes(4, "little"):
-                    # It was never run, and is sent again to whoever holds the sandbox next.
-                    self._unsent.add(stream.id)
-                    self.fall_asleep(error)
-                else:
-                    stream.fail(error)
+                stream.fail(_failure(failure))
                 return
         super().received(message)
 
@@ -170,17 +165,11 @@ class RemoteChannel(Channel):
         """A new holder knows none of our numbers: it is told the guest's."""
         assert isinstance(stream, Stream)
         if stream.request is not None and not stream.state.done():
-            if stream.id in self._unsent:
-                self._unsent.remove(stream.id)
+            if self.is_unsent(stream):
                 self.post(stream.request)
                 stream.input.resend(0)
                 return b""
-            stream.fail(
-                OutcomeUnknown(
-                    "the sandbox's holder died while a request was under way",
-                    why="it may or may not have run",
-                )
-            )
+            stream.fail(_holder_died())
             return b""
         first, second = stream.restart()
         fields = encode_fields(
@@ -190,7 +179,8 @@ class RemoteChannel(Channel):
                 (Tag.FIRST2, second),
             ]
         )
-        return encode(Frame.REQUEST, stream.id, ADOPT.to_bytes(2, "little") + fields)
+        adopt = encode(Frame.REQUEST, stream.id, ADOPT.to_bytes(2, "little") + fields)
+        return adopt + _resting(stream.id) if self.is_resting(stream) else adopt
 
 
 class RemoteSession(Session):
@@ -216,14 +206,13 @@ class RemoteSession(Session):
         return cls(record.id, channel)
 
     async def control(self, verb: str, **arguments: Any) -> Any:
-        if verb == "kill" and self.record().state is SandboxState.HIBERNATED:
-            # It need not be woken for that, and perhaps cannot be.
-            return await asyncio.to_thread(registry.end_unheld, self._id)
-        result = await call(self.channel, verb, **arguments)
-        if verb == "hibernate":
-            # The holder says so as well, but perhaps after our next request.
-            self.channel.fall_asleep(sleeping.asleep_error(self._id))
-        return result
+        if verb == "kill":
+            record = self.record()
+            is_held = record.rests is not None and not self.channel.is_asleep
+            if record.state is SandboxState.HIBERNATED and not is_held:
+                # It need not be woken for that, and perhaps cannot be.
+                return await asyncio.to_thread(registry.end_unheld, self._id)
+        return await call(self.channel, verb, **arguments)
 
     async def fork(self, count: int) -> list[tuple[Session, Record]]:
         children = await call(self.channel, "fork", undo=_end_all, count=count)
@@ -246,6 +235,17 @@ class RemoteSession(Session):
         await self.channel.close()
 
 
+def _resting(number: int, *, over: bool = False) -> bytes:
+    return encode(Frame.REQUEST, number, (ATTEND if over else REST).to_bytes(2, "little"))
+
+
+def _holder_died() -> OutcomeUnknown:
+    return OutcomeUnknown(
+        "the sandbox's holder died while a request was under way",
+        why="it may or may not have run",
+    )
+
+
 def _is_asleep(error: BaseException | None) -> bool:
     return isinstance(error, IllegalTransition) and error.current is SandboxState.HIBERNATED
 
@@ -255,6 +255,22 @@ async def _wake(identity: str) -> None:
     from novasandbox.core.keeper import wake_detached
 
     await wake_detached(identity)
+
+
+async def woken_by_its_holder(record: Record) -> RemoteSession | None:
+    """A way to a sandbox that fell asleep by itself, awake now; None where nobody holds it."""
+    if record.rests is None:
+        return None
+    try:
+        session = await RemoteSession.connect(record)
+    except (OSError, IllegalTransition):
+        return None
+    try:
+        await session.control("wake")
+    except BaseException:
+        await session.close()
+        raise
+    return session
 
 
 async def _end_all(identities: list[str]) -> None:
@@ -333,7 +349,7 @@ class _Dial:
             return await sockets.dial(self._path, protocol)
         except (ConnectionRefusedError, FileNotFoundError):
             record = registry.get(self._id)
-            if not record.config.get("detach"):
+            if not record.config.get("detach") or record.state is SandboxState.HIBERNATED:
                 raise
         from novasandbox.core.keeper import ensure_keeper
 
@@ -351,9 +367,11 @@ class _Loss:
         if isinstance(reason, NovaError):
             return reason
         try:
-            registry.get(self._id)
+            record = registry.get(self._id)
         except NovaError as ended:
             return ended
+        if record.state is SandboxState.HIBERNATED:
+            return sleeping.asleep_error(self._id)
         return GuestUnreachable(
             "the process that holds the sandbox is gone", why=str(reason), sandbox_id=self._id
         )

@@ -15,7 +15,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from novasandbox.core import copying, layers, registry
 from novasandbox.core.copying import disk_of, ground_of
 from novasandbox.core.ground import Ground, layer_path
 from novasandbox.core.hypervisor import STATE, SandboxState, require_state
+from novasandbox.core.idle import IDLE, TIMEOUT, NotDue
 from novasandbox.core.owner import Owner
 from novasandbox.core.preparation import Prepared, stand_on
 from novasandbox.core.registry import Record
@@ -41,25 +42,32 @@ log = logging.getLogger(__name__)
 _POLL = 0.02
 
 
-async def hibernate(holder: Holder, *, is_due: bool = False) -> None:
+async def hibernate(
+    holder: Holder, *, rests: str | None = None, is_due: Callable[[], bool] = lambda: True
+) -> None:
     """Put a sandbox to sleep. Whatever goes wrong, it runs on as before.
 
-    is_due: its time-to-live was over; awake again it has all of it.
+    rests: why it goes to sleep by itself: `timeout` (awake again it has all of its time) or
+    `idle`. is_due: whether it still shall, asked when nothing can come between any more.
+
+    Raises NotDue where it no longer is, or a call came while an idle one was being saved.
     """
     folder = holder.record.directory / f"asleep-{secrets.token_hex(4)}"
-    async with holder.merging.put_off(), holder.still() as machine:
+    async with holder.merging.put_off(), holder.still(is_due=is_due) as machine:
         ground = ground_of(holder.record)
         try:
             folder.mkdir(mode=0o700)
             await whole(machine.save(folder))
             ground = await copying.with_memory(ground, folder)
             signature = await copying.signature(holder.record, ground)
+            if rests == IDLE and holder.is_wanted:
+                raise NotDue
             disk = disk_of(holder.record)
-            await _lie_down(holder, folder, ground, disk, signature, is_due=is_due)
+            await _lie_down(holder, folder, ground, disk, signature, rests=rests)
         except BaseException:
             await whole(copying.give_back(folder, ground))
             raise
-        await holder.fall_asleep(asleep_error(holder.id))
+        await holder.slumber.fall_asleep(asleep_error(holder.id))
 
 
 async def go_back(holder: Holder, kept: Kept) -> None:
@@ -80,7 +88,7 @@ async def go_back(holder: Holder, kept: Kept) -> None:
         except BaseException:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
             raise
-        await holder.fall_asleep(asleep_error(holder.id), briefly=True)
+        await holder.slumber.fall_asleep(asleep_error(holder.id), briefly=True)
         await asyncio.to_thread(registry.sweep, left)
 
 
@@ -103,7 +111,10 @@ def asleep_error(identity: str) -> IllegalTransition:
     )
 
 
-def _remaining(record: Record) -> float | None:
+def _remaining(record: Record, rests: str | None) -> float | None:
+    if TIMEOUT in (rests, record.rests):
+        timeout = record.config["timeout"]
+        return None if timeout is None else float(timeout)
     return None if record.deadline is None else record.deadline - time.time()
 
 
@@ -114,8 +125,8 @@ async def _lie_down(
     disk: Path,
     signature: Mapping[str, Any],
     *,
-    is_due: bool = False,
     origin: str | None = None,
+    rests: str | None = None,
 ) -> None:
     state_hash, disk_stamp, *_ = await asyncio.gather(
         asyncio.to_thread(_hash, folder / STATE),
@@ -124,16 +135,15 @@ async def _lie_down(
     )
     if holder.failure is not None:
         raise holder.failure
-    rests = is_resting(holder.record)
-    is_due = is_due or rests
     record = holder.record  # Only now: its timeout may have been changed meanwhile.
+    was_paused = record.state is SandboxState.PAUSED and record.rests is None
     asleep = {
         "folder": folder.name,
         "signature": dict(signature),
         "hash": state_hash,
         "disk": disk_stamp,
-        "remaining": record.config["timeout"] if is_due else _remaining(record),
-        "paused": record.state is SandboxState.PAUSED and origin is None and not rests,
+        "remaining": _remaining(record, rests),
+        "paused": was_paused and origin is None,
         "copied": origin is not None,
     }
     # The machine stays in the record: were we to die now, it would be ended by the next.
@@ -145,7 +155,8 @@ async def _lie_down(
         origin=origin or record.origin,
         asleep=asleep,
         deadline=None,
-        ports=record.ports if origin is not None else {},
+        rests=rests,
+        ports=record.ports if origin is not None or rests is not None else {},
     )
 
 
@@ -155,13 +166,6 @@ def is_asleep(record: Record) -> bool:
         return True
     require_state(record.state, (SandboxState.RUNNING, SandboxState.PAUSED), "wake it", record.id)
     return False
-
-
-def is_resting(record: Record) -> bool:
-    """Whether it is paused because its time was over: the next call lets it run again."""
-    config = record.config
-    is_timed = config["timeout"] is not None and config.get("on_timeout") == "pause"
-    return record.state is SandboxState.PAUSED and is_timed and record.deadline is None
 
 
 def is_in_hands(record: Record, holder: Holder | None) -> bool:

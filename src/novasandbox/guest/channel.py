@@ -11,8 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Container
-from typing import Protocol
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from novasandbox.errors import GuestUnreachable, InvalidRequest, NovaError
 from novasandbox.guest.frames import (
@@ -32,6 +31,7 @@ from novasandbox.guest.protocol import (
     Op,
     Tag,
 )
+from novasandbox.guest.rousing import Passenger, Streams
 from novasandbox.guest.stream import Reply, Stream
 
 log = logging.getLogger(__name__)
@@ -40,33 +40,13 @@ Dial = Callable[[asyncio.Protocol], Awaitable[asyncio.Transport]]
 """Connects the given protocol to the other end. Raises OSError where that fails."""
 
 
-class Passenger(Protocol):
-    """What the channel asks of a stream; a holder's clients have streams of another kind."""
-
-    id: int
-    finished: bool
-    adoptable: bool
-    """Whether another reader may take its place: it is a process."""
-
-    def take(self, message: Message) -> None:
-        """Dispatch a frame of this stream. Raises FrameError."""
-
-    def resume(self) -> bytes:
-        """The frames that go on with this stream over a new connection."""
-
-    def fail(self, error: BaseException) -> None:
-        """The stream ends: the connection is lost for good."""
-
-
 _RECONNECT_PAUSE = 0.05
 # A connection that lived shorter than this is no success: the deadline goes on running.
 _STABLE = 1.0
 _FAREWELL_DELAY = 0.02
-# Requests that whoever rouses a guest may make of it.
-_EARLY = 16
 
 
-class Channel:
+class Channel(Streams):
     """A connection to the agent (or to the holder that passes frames on to it).
 
     dial: opens the byte stream.
@@ -89,27 +69,17 @@ class Channel:
         takeover: bool = False,
         on_lost: Callable[[BaseException], Awaitable[NovaError]] | None = None,
     ) -> None:
+        super().__init__()
         self._dial = dial
         self._holder = holder
         self._takeover = takeover
         self._on_lost = on_lost
-        self._streams: dict[int, Passenger] = {}
-        self._resting: set[int] = set()
-        self._next = 1
-        self._link: Link | None = None
         self._window = DEFAULT_WINDOW
         self._up = asyncio.Event()
-        self._farewells = bytearray()
         self._farewell_timer: asyncio.TimerHandle | None = None
-        self._reconnecting: asyncio.Task[Exception | None] | None = None
         self._give_up_at = 0.0
         self._error: BaseException | None = None
-        self._rouse: Callable[[], Awaitable[None]] | None = None
-        self._early: list[int] = []
-        self._is_waking = False
         self.boot_id = b""
-        self.has_slept = False
-        """Whether there are handles that go on with it once its guest is roused."""
         self.refusal: NovaError | None = None
         """Raised by new requests, while the guest cannot take any: it is paused."""
 
@@ -118,90 +88,6 @@ class Channel:
         self._dial = dial
         self._holder = holder
         self._takeover = True
-
-    def doze(
-        self,
-        reason: NovaError,
-        rouse: Callable[[], Awaitable[None]],
-        waiting: Container[int] = (),
-    ) -> None:
-        """The guest sleeps: streams end with `reason`, and the next request rouses it.
-
-        rouse: does so, and has the connection open when it returns. waiting: streams that the
-        guest never heard of: they rouse it.
-        """
-        kept = {number: each for number, each in self._streams.items() if number in waiting}
-        for number in kept:
-            del self._streams[number]
-        link, self._link = self._link, None
-        self._farewells.clear()
-        if link is not None:
-            link.abort()
-        self._fail_streams(reason)
-        self._rouse = rouse
-        self.has_slept = True
-        if kept:
-            self._streams |= kept
-            self._begin_rousing()
-
-    def _fail_streams(self, error: BaseException) -> None:
-        streams, self._streams = list(self._streams.values()), {}
-        self._resting.clear()
-        for stream in streams:
-            stream.fail(error)
-
-    def stand_by(self, rouse: Callable[[], Awaitable[None]]) -> None:
-        """The guest stands still: the next request rouses it, and is sent then."""
-        if self._link is not None:
-            self._link.hold()
-        self._rouse = rouse
-
-    def get_up(self) -> None:
-        """It was roused otherwise: what was kept back is sent."""
-        self._rouse = None
-        if self._link is not None and self._link.is_holding:
-            self._link.release()
-
-    async def roused(self) -> None:
-        """Have a guest that sleeps roused now, by whom it was to be. Raises why it was not."""
-        if self._rouse is not None:
-            self._begin_rousing()
-        task = self._reconnecting
-        if task is None:
-            return
-        await asyncio.wait((task,))
-        if task.cancelled():
-            self.raise_if_closed()
-        elif (error := task.result()) is not None:
-            raise error
-
-    def _begin_rousing(self) -> None:
-        rouse, self._rouse = self._rouse, None
-        assert rouse is not None
-        self._is_waking = self._link is None
-        # What the rousing itself asks of the guest comes before what is waiting for it.
-        self._early = list(range(self._next, self._next + _EARLY))
-        self._next += _EARLY
-        self._reconnecting = asyncio.create_task(self._awaken(rouse))
-
-    async def _awaken(self, rouse: Callable[[], Awaitable[None]]) -> Exception | None:
-        """Gives why it could not be roused."""
-        try:
-            await rouse()
-        except Exception as error:
-            self._is_waking = False
-            self._fail_streams(error)
-            self._rouse = rouse
-            if not isinstance(error, (NovaError, OSError)):
-                raise
-            return error
-        self._is_waking = False
-        if self._link is not None and self._link.is_holding:
-            self._link.release()
-        elif self._link is not None:
-            for stream in list(self._streams.values()):
-                self.post(self.resume_frame(stream))
-        return None
 
     async def open(self, timeout: float) -> Fields:
         """Connect and shake hands within `timeout` seconds; gives ATTACHED's fields.
@@ -267,7 +153,9 @@ class Channel:
             window=window,
         )
         self._streams[number] = stream
-        self.post(frame + stream.input.begin(data) if data else frame)
+        frame += stream.input.begin(data) if data else b""
+        if self.leaves(number):
+            self.post(frame)
         return stream
 
     def adopt(self, number: int, *, window: int = DEFAULT_WINDOW) -> Stream:
@@ -323,15 +211,15 @@ class Channel:
         self._say_farewells()
         barrier = self.request(Op.PING)
         if link is not None:
-            link.hold()
+            self.hold(link)
         try:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout):
                     await barrier.result()
             yield
         finally:
-            if link is not None:
-                link.release()
+            if link is not None and not self._standing:
+                self.let_go(link)
             barrier.release()
 
     def reserve(self) -> int:
@@ -339,28 +227,29 @@ class Channel:
         self.raise_if_closed()
         if self.refusal is not None:
             raise self.refusal.with_traceback(None)
+        self.uses += 1
         if self._rouse is not None:
-            self._begin_rousing()
-        elif self._early and asyncio.current_task() is self._reconnecting:
-            if self._link is None:
-                raise _lost_while_woken()
-            return self._early.pop(0)
+            self.begin_rousing()
+        early = self.early_number()
+        if early is not None:
+            return early
         while self._next in self._streams:  # Adopted, and from an earlier holder.
             self._next += 1
         number = self._next
         self._next += 1
         return number
 
-    def forward(self, stream: Passenger, frame: bytes) -> None:
-        """Carry another process's stream, opened by `frame`."""
+    def forward(self, stream: Passenger, frame: bytes, *, is_new: bool = True) -> None:
+        """Carry another process's stream, opened by `frame`. is_new: `frame` is its request."""
         self._carry(stream)
-        self.post(frame)
+        if not is_new or self.leaves(stream.id):
+            self.post(frame)
 
     def drop_forwarded(self, stream: Passenger, *, detach: bool) -> None:
         """Stop carrying a stream: released in the guest, or left there with nobody reading."""
         if self._streams.get(stream.id) is not stream:
             return
-        del self._streams[stream.id]
+        self.drop(stream.id)
         self._farewell(stream.id, detach=detach, at_once=True)
 
     @property
@@ -371,18 +260,6 @@ class Channel:
     def stream(self, number: int) -> Passenger | None:
         """The open stream of that number."""
         return self._streams.get(number)
-
-    @property
-    def busy(self) -> bool:
-        """Whether anybody waits for the guest."""
-        return len(self._streams) > len(self._resting)
-
-    def rest(self, stream: Stream, *, over: bool = False) -> None:
-        """Nobody waits for a stream for now. over: somebody does again."""
-        if over:
-            self._resting.discard(stream.id)
-        elif stream.id in self._streams:
-            self._resting.add(stream.id)
 
     @property
     def connected(self) -> bool:
@@ -418,8 +295,7 @@ class Channel:
         """
         if self._streams.get(stream.id) is not stream:
             return
-        del self._streams[stream.id]
-        self._resting.discard(stream.id)
+        self.drop(stream.id)
         ended = stream.finished
         if not ended:
             stream.fail(BrokenPipeError("the request was given up"))
@@ -455,8 +331,10 @@ class Channel:
         if self._error is None:
             self._say_farewells()
         self._end(error or GuestUnreachable("the connection to the sandbox was closed"))
-        task, self._reconnecting = self._reconnecting, None
-        if task is not None and task is not asyncio.current_task():
+        tasks = {self._reconnecting, self._rousing} - {None, asyncio.current_task()}
+        self._reconnecting = None
+        for task in tasks:
+            assert task is not None
             task.cancel()
             await asyncio.wait((task,))
 
@@ -467,7 +345,7 @@ class Channel:
         if self._link is not None:
             self._link.abort()
         self._up.set()
-        self._fail_streams(self._error)
+        self.fail_streams(self._error)
 
     def raise_if_closed(self) -> None:
         """Raise what ended the channel for good, if anything did."""
@@ -476,6 +354,10 @@ class Channel:
             raise self._error.with_traceback(None)
 
     # What differs between a guest's agent and a holder that passes frames on.
+
+    def ended_by(self, error: BaseException) -> None:
+        """The connection is lost for good."""
+        self._end(error)
 
     def goodbye(self, payload: bytes) -> Exception:
         """The error that a GOAWAY stands for."""
@@ -506,10 +388,8 @@ class Channel:
         """The connection is gone; reconnect unless it was closed on purpose."""
         if link is not self._link or self._error is not None:
             return
-        if self._is_waking:
-            # Whoever wakes it learns of it, and it sleeps on.
-            self._link = None
-            self._fail_streams(_lost_while_woken())
+        if self.direct and self.is_waking:
+            self.lost_while_woken()
             return
         if isinstance(error, NovaError):
             self._reconnecting = asyncio.create_task(self._give_up(explain(error)))
@@ -548,12 +428,17 @@ class Channel:
             await self._give_up(GuestUnreachable("the guest was started anew"))
             return
         log.debug("connection restored, %d streams go on", len(self._streams))
+        self.resume_all()
+        self._say_farewells()
+
+    def resume_all(self) -> None:
+        """Go on with all streams over a new connection."""
         for stream in list(self._streams.values()):
             if not stream.finished:
                 self.post(self.resume_frame(stream))
             if isinstance(stream, Stream) and stream.cancelled and not stream.finished:
                 self.post(encode(Frame.CANCEL, stream.id))
-        self._say_farewells()
+        self._unsent.clear()
 
     async def _give_up(self, reason: BaseException) -> None:
         error: BaseException
@@ -566,11 +451,7 @@ class Channel:
             if self._on_lost is not None:
                 error = await self._on_lost(reason)
         finally:
-            self._end(error)
-
-
-def _lost_while_woken() -> GuestUnreachable:
-    return GuestUnreachable("the guest was lost while it was woken")
+            self.ended_by(error)
 
 
 def _check_adoptable(stream: Passenger) -> None:

@@ -218,7 +218,7 @@ class Contexts:
             call.release()
 
     def _reused(self, identity: str) -> Stream | None:
-        """A connection from before. Raises what refuses requests: the guest is paused.
+        """A connection from before. None where the guest is paused or asleep, or may soon be.
 
         A holder in another process tells that with the answer to a request only, so there is
         none of these for its channel.
@@ -226,7 +226,8 @@ class Contexts:
         stream = self._idle.pop(identity, None)
         if stream is None:
             return None
-        if self._channel.refusal is not None or stream.outputs[STDOUT].ended:
+        refuses = self._channel.refusal is not None or not self._channel.flows
+        if refuses or stream.outputs[STDOUT].ended:
             stream.release()
             return None
         self._channel.rest(stream, over=True)

@@ -113,19 +113,26 @@ class ProcessInfo:
 class Stdin:
     """A process's standard input."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, attendance: _Attendance) -> None:
         self._stream = stream
+        self._attendance = attendance
 
     async def write(self, data: bytes | str) -> None:
         """Send all of `data`; waits while the process reads slowly.
 
         Raises BrokenPipeError when the process has ended.
         """
-        await self._stream.input.send(data.encode() if isinstance(data, str) else data)
+        self._attendance.change(1)
+        try:
+            await self._stream.input.send(data.encode() if isinstance(data, str) else data)
+        finally:
+            self._attendance.change(-1)
 
     async def close(self) -> None:
         """Let the process see the end of its input."""
+        self._attendance.change(1)
         self._stream.input.end()
+        self._attendance.change(-1)
 
 
 class Process:
@@ -145,10 +152,13 @@ class Process:
         output_limit: int = DEFAULT_OUTPUT_LIMIT,
         on_limit: OnLimit = "tail",
         timeout: float | None = None,
+        rests: bool = False,
     ) -> None:
+        """Not for users. rests: while nobody uses this handle, it keeps no sandbox awake."""
         self.pid = pid
         self.command = command
-        self.stdin = Stdin(stream)
+        self._attendance = _Attendance(channel, stream, rests)
+        self.stdin = Stdin(stream, self._attendance)
         self._channel = channel
         self._stream = stream
         self._sandbox_id = sandbox_id
@@ -176,6 +186,7 @@ class Process:
     def iterates(self, change: int) -> None:
         """An iteration begins (1) or is over (-1): its output belongs to those who wait then."""
         self._iterations += change
+        self._attendance.change(change)
         self._collect()
 
     async def wait(self) -> ExecResult:
@@ -188,11 +199,13 @@ class Process:
         if self._result is not None:
             return self._result
         self._waiting += 1
+        self._attendance.change(1)
         self._collect()
         try:
             reply = await self._stream.result()
         finally:
             self._waiting -= 1
+            self._attendance.change(-1)
             self._collect()
         self._result = self._conclude(reply)
         return self._result
@@ -286,6 +299,24 @@ class Process:
     def abandon(self) -> None:
         """End the process's tree without waiting; for a cancelled `exec`."""
         self._stream.release()
+
+
+class _Attendance:
+    """Tells the channel of a process that rests whether anybody waits for it or writes to it."""
+
+    def __init__(self, channel: Channel, stream: Stream, rests: bool) -> None:
+        self._channel = channel
+        self._stream = stream
+        self._rests = rests
+        self._count = 0
+        if rests:
+            channel.rest(stream)
+
+    def change(self, change: int) -> None:
+        """One more (1), or one less (-1)."""
+        was, self._count = self._count, self._count + change
+        if self._rests and (was > 0) != (self._count > 0):
+            self._channel.rest(self._stream, over=self._count > 0)
 
 
 class _Outputs(AsyncIterator[Output]):
@@ -387,6 +418,7 @@ class Processes:
             output_limit=launch.output_limit,
             on_limit=launch.on_limit,
             timeout=launch.timeout,
+            rests=launch.background and launch.pty is None,
         )
 
     def _open(self, launch: Launch) -> tuple[Stream, bytes]:
@@ -485,7 +517,14 @@ class Processes:
         except BaseException:
             stream.detach()
             raise
-        return Process(self._channel, stream, info.pid, info.command, sandbox_id=self._sandbox_id)
+        return Process(
+            self._channel,
+            stream,
+            info.pid,
+            info.command,
+            sandbox_id=self._sandbox_id,
+            rests=info.background and not info.pty,
+        )
 
 
 async def _finished(process: Process, stdin: bytes | None) -> ExecResult:
