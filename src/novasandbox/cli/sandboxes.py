@@ -147,6 +147,7 @@ def _row(info: SandboxInfo) -> tuple[str, ...]:
 def kill_command(boxes: tuple[str, ...], everything: bool, as_json: bool, quiet: bool) -> int:
     """End sandboxes and give back all that they held."""
     from novasandbox.cli import loop
+    from novasandbox.core.reaching import end
     from novasandbox.core.sandbox import Sandbox
 
     if bool(boxes) == everything:
@@ -158,28 +159,13 @@ def kill_command(boxes: tuple[str, ...], everything: bool, as_json: bool, quiet:
         failures: list[NovaError] = []
         for box in wanted:
             try:
-                ended.append(await _kill(box))
+                ended.append(await end(box))
             except (SandboxNotFound, SandboxFailed) as error:
                 if not everything:  # else it ended by itself meanwhile
                     failures.append(error)
         return tell("killed", ended, failures, as_json=as_json, quiet=quiet)
 
     return loop.run(work)
-
-
-async def _kill(box: str) -> str:
-    from novasandbox.core import registry
-    from novasandbox.core.hypervisor import SandboxState
-    from novasandbox.core.sandbox import Sandbox
-
-    record = await asyncio.to_thread(registry.find, box)
-    if record.state is SandboxState.HIBERNATED:
-        # It has no holder, and need not be woken to be ended.
-        await asyncio.to_thread(registry.end_unheld, record.id)
-    else:
-        sandbox = await Sandbox.connect(record.id)
-        await sandbox.kill()
-    return record.id
 
 
 def tell(

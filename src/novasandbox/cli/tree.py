@@ -42,7 +42,6 @@ def tree_command(as_json: bool, quiet: bool) -> int:
     At the root of each tree is a template. In JSON, what a snapshot hangs on is its parent,
     and what a sandbox hangs on its snapshot; either may have been removed since.
     """
-    from novasandbox.core import registry
     from novasandbox.core.sandbox import Sandbox
 
     del quiet
@@ -51,13 +50,12 @@ def tree_command(as_json: bool, quiet: bool) -> int:
         return await Sandbox.snapshots(), await Sandbox.list()
 
     snapshots, sandboxes = asyncio.run(look())
-    origins = {record.id: record.origin for record in registry.records()}
     if as_json:
-        boxes = [info_data(info) | {"snapshot": origins.get(info.id)} for info in sandboxes]
+        boxes = [info_data(info) for info in sandboxes]
         print_json({"snapshots": [asdict(each) for each in snapshots], "sandboxes": boxes})
         return 0
     nodes = [_of_snapshot(each) for each in snapshots]
-    nodes += [_of_sandbox(info, origins.get(info.id)) for info in sandboxes]
+    nodes += [_of_sandbox(info) for info in sandboxes]
     if sys.stdout.isatty():
         _draw(lines(nodes))
     else:
@@ -73,9 +71,9 @@ def _of_snapshot(snapshot: Snapshot) -> Node:
     return Node(snapshot.id, snapshot.parent, snapshot.template, snapshot.created, text)
 
 
-def _of_sandbox(info: SandboxInfo, origin: str | None) -> Node:
+def _of_sandbox(info: SandboxInfo) -> Node:
     text = _joined("sandbox", info.id, info.name, info.state.value)
-    return Node(info.id, origin, info.template, info.created, text)
+    return Node(info.id, info.snapshot, info.template, info.created, text)
 
 
 def _joined(kind: str, identity: str, *more: str | None) -> str:

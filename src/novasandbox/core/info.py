@@ -16,6 +16,8 @@ class SandboxInfo:
 
     created, deadline: seconds since the epoch; deadline None: no end. env: the names of its
     environment variables, never their values. ports: guest ports and where they are here.
+    snapshot: the id of the one that it came from, went back to, or took last; it may have been
+    removed since.
     """
 
     id: str
@@ -34,6 +36,7 @@ class SandboxInfo:
     env: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
     ports: Mapping[int, str] = field(default_factory=dict)
+    snapshot: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,4 +83,5 @@ def info_of(record: Record) -> SandboxInfo:
         env=tuple(config["env"]),
         metadata=dict(config["metadata"]),
         ports={int(p): f"127.0.0.1:{host}" for p, host in record.ports.items()},
+        snapshot=record.origin,
     )

@@ -14,10 +14,11 @@ from novasandbox.core.keeper import create_detached, ensure_keeper, take_back, w
 from novasandbox.core.making import is_strict
 from novasandbox.core.registry import Record
 from novasandbox.core.session import LocalSession, RemoteSession, Session, woken_by_its_holder
-from novasandbox.errors import GuestUnreachable, IllegalTransition
+from novasandbox.errors import GuestUnreachable, IllegalTransition, SandboxFailed, SandboxNotFound
 
 Way = tuple[Session, Record]
 _LOOK_EVERY = 0.05
+_KILL_DEADLINE = 30.0
 
 
 async def create(config: SandboxConfig) -> Way:
@@ -74,6 +75,37 @@ async def reach(id_or_name: str) -> Way:
             why=str(error),
             sandbox_id=record.id,
         ) from error
+
+
+async def end(id_or_name: str) -> str:
+    """End a sandbox, without waking one that sleeps; gives its id.
+
+    Raises SandboxNotFound, or how it had ended.
+    """
+    record = await asyncio.to_thread(registry.find, id_or_name)
+    if record.state is not SandboxState.HIBERNATED:
+        session, _ = await reach(record.id)
+    else:
+        try:
+            # Whoever holds one that fell asleep by itself is to know.
+            session = await RemoteSession.connect(record)
+        except (OSError, IllegalTransition):
+            await asyncio.to_thread(registry.end_unheld, record.id)
+            return record.id
+    await finish(session, record.id)
+    return record.id
+
+
+async def finish(session: Session, identity: str) -> None:
+    """End a sandbox; harmless when it has ended. A holder that does not answer is done without."""
+    try:
+        async with asyncio.timeout(_KILL_DEADLINE):
+            await session.control("kill")
+    except (GuestUnreachable, TimeoutError):
+        await asyncio.to_thread(registry.end_unheld, identity)
+    except (SandboxFailed, SandboxNotFound):
+        pass  # It has ended meanwhile, or by this very call.
+    await session.close()
 
 
 async def _made(record: Record) -> Record:

@@ -21,7 +21,6 @@ from novasandbox.core.registry import Record
 from novasandbox.core.session import Session
 from novasandbox.core.snapshots import Snapshot
 from novasandbox.errors import (
-    GuestUnreachable,
     InvalidConfig,
     SandboxFailed,
     SandboxNotFound,
@@ -35,7 +34,6 @@ from novasandbox.guest.python import Interpreter
 from novasandbox.guest.results import CodeResult, OnOutput
 from novasandbox.guest.transfer import Refused, download, upload
 
-_KILL_DEADLINE = 30.0
 _LOOK_EVERY = 0.05
 _List = list  # `Sandbox.list` hides the built-in inside its class.
 
@@ -435,14 +433,7 @@ class Sandbox:
 
         A holder that does not answer is done without. Raises Unavailable where it cannot be ended.
         """
-        try:
-            async with asyncio.timeout(_KILL_DEADLINE):
-                await self._session.control("kill")
-        except (GuestUnreachable, TimeoutError):
-            await asyncio.to_thread(registry.end_unheld, self.id)
-        except (SandboxFailed, SandboxNotFound):
-            pass  # It has ended meanwhile, or by this very call.
-        await self._session.close()
+        await reaching.finish(self._session, self.id)
 
     async def close(self) -> None:
         """Let go of this handle. A sandbox that another process holds goes on."""
