@@ -537,6 +537,17 @@ async def test_a_damaged_sleeper_says_so_and_can_be_removed(nova_home: Path, qem
     await asyncio.to_thread(registry.end_unheld, sandbox.id)
 
 
+async def test_a_handle_ends_a_sleeper_without_waking_it(nova_home: Path, qemu: str) -> None:
+    sandbox = await Sandbox.create(timeout=600, detach=True)
+    await sandbox.hibernate()
+    record = registry.get(sandbox.id)
+    assert record.asleep is not None
+    (record.directory / record.asleep["folder"] / STATE).unlink()  # It cannot be woken.
+    await sandbox.kill()
+    assert sandbox.id not in elsewhere.living(nova_home)
+    elsewhere.end_keeper(nova_home)
+
+
 async def test_a_paused_sandbox_can_be_forked_and_put_to_sleep(own_sandbox: Sandbox) -> None:
     await _text(own_sandbox, "echo p >f")
     await own_sandbox.pause()

@@ -18,6 +18,7 @@ from novasandbox.errors import (
     OutputLimitExceeded,
     ProcessNotFound,
 )
+from novasandbox.guest.attendance import Attendance
 from novasandbox.guest.channel import Channel
 from novasandbox.guest.frames import Fields, FieldValue, FrameError, encode_fields
 from novasandbox.guest.launch import (
@@ -113,7 +114,7 @@ class ProcessInfo:
 class Stdin:
     """A process's standard input."""
 
-    def __init__(self, stream: Stream, attendance: _Attendance) -> None:
+    def __init__(self, stream: Stream, attendance: Attendance) -> None:
         self._stream = stream
         self._attendance = attendance
 
@@ -157,7 +158,7 @@ class Process:
         """Not for users. rests: while nobody uses this handle, it keeps no sandbox awake."""
         self.pid = pid
         self.command = command
-        self._attendance = _Attendance(channel, stream, rests)
+        self._attendance = Attendance(channel, stream, rests)
         self.stdin = Stdin(stream, self._attendance)
         self._channel = channel
         self._stream = stream
@@ -299,24 +300,6 @@ class Process:
     def abandon(self) -> None:
         """End the process's tree without waiting; for a cancelled `exec`."""
         self._stream.release()
-
-
-class _Attendance:
-    """Tells the channel of a process that rests whether anybody waits for it or writes to it."""
-
-    def __init__(self, channel: Channel, stream: Stream, rests: bool) -> None:
-        self._channel = channel
-        self._stream = stream
-        self._rests = rests
-        self._count = 0
-        if rests:
-            channel.rest(stream)
-
-    def change(self, change: int) -> None:
-        """One more (1), or one less (-1)."""
-        was, self._count = self._count, self._count + change
-        if self._rests and (was > 0) != (self._count > 0):
-            self._channel.rest(self._stream, over=self._count > 0)
 
 
 class _Outputs(AsyncIterator[Output]):
