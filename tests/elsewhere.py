@@ -29,14 +29,16 @@ def program(body: str) -> str:
 
 
 @contextlib.asynccontextmanager
-async def started(body: str, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def started(
+    body: str, *arguments: str, stdin: int = asyncio.subprocess.DEVNULL
+) -> AsyncIterator[asyncio.subprocess.Process]:
     """A process that runs `body` in a coroutine, its output a pipe; killed at the end."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
         program(body),
         *arguments,
-        stdin=asyncio.subprocess.DEVNULL,
+        stdin=stdin,
         stdout=asyncio.subprocess.PIPE,
     )
     try:

@@ -104,6 +104,9 @@ def test_an_unknown_verb_is_told_its_nearest(run: Run) -> None:
         ("snapshot", "take"),
         ("snapshot", "rm"),
         ("completion", "tcsh"),
+        ("start", "--on-idle", "pause"),
+        ("start", "--idle-timeout", "0"),
+        ("start", "--on-timeout", "sleep"),
     ],
 )
 def test_a_wrong_command_line_gives_125_and_no_traceback(run: Run, words: tuple[str, ...]) -> None:

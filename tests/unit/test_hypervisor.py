@@ -39,6 +39,7 @@ def test_the_defaults_are_those_of_the_documents() -> None:
     config = SandboxConfig()
     assert (config.vcpus, config.memory_mib, config.disk_mib) == (1, 256, 2048)
     assert (config.timeout, config.on_timeout, config.provider) == (300.0, "kill", "auto")
+    assert (config.idle_timeout, config.on_idle) == (None, "hibernate")
     assert (config.network, config.detach, config.name) == (None, False, None)
 
 
@@ -60,6 +61,13 @@ def test_the_defaults_are_those_of_the_documents() -> None:
         {"timeout": math.nan},
         {"timeout": "5"},
         {"timeout": True},
+        {"on_timeout": "sleep"},
+        {"idle_timeout": 0},
+        {"idle_timeout": -1.0},
+        {"idle_timeout": "5"},
+        {"idle_timeout": False},
+        {"on_idle": "stop"},
+        {"on_idle": None},
         {"name": ""},
         {"name": "-x"},
         {"name": "a b"},
@@ -94,6 +102,8 @@ def test_an_illegal_configuration_cannot_exist(settings: dict[str, Any]) -> None
         {"vcpus": 64, "memory_mib": 64, "disk_mib": 16, "timeout": None},
         {"timeout": 0.001},
         {"timeout": 7},
+        {"idle_timeout": 0.5, "on_idle": "kill"},
+        {"idle_timeout": math.inf, "on_idle": "pause", "on_timeout": "hibernate"},
         {"name": "a" * 63},
         {"name": "9.b_c-d"},
         {"env": {"A": "", "ä": "b=c"}, "metadata": {"k=v": ""}},

@@ -178,6 +178,30 @@ def command_options(function: Function) -> Function:
     )
 
 
+def rest_options(function: Function) -> Function:
+    """What a sandbox does at the end of its time, and when nobody uses it."""
+    wishes = click.Choice(["kill", "pause", "hibernate"])
+    return _all(
+        function,
+        click.option(
+            "--on-timeout",
+            type=wishes,
+            default="kill",
+            show_default=True,
+            help="What happens then; it is paused or hibernated until it is used again.",
+        ),
+        click.option(
+            "--idle-timeout",
+            type=duration,
+            metavar="DURATION",
+            help="How long nobody may use it, and nothing in it compute; none: for ever.",
+        ),
+        click.option(
+            "--on-idle", type=wishes, help="What happens after that.  [default: hibernate]"
+        ),
+    )
+
+
 def machine_settings(options: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `Sandbox.create` for the machine options that were given."""
     names = {"memory": "memory_mib", "cpus": "vcpus", "disk": "disk_mib"}

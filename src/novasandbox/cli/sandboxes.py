@@ -23,11 +23,13 @@ from novasandbox.cli.options import (
     machine_settings,
     pool_option,
     quiet_option,
+    rest_options,
 )
 from novasandbox.cli.output import human_size, human_time, note, print_json, print_table
 from novasandbox.errors import NovaError, SandboxFailed, SandboxNotFound
 
 if TYPE_CHECKING:
+    from novasandbox.core.hypervisor import OnTimeout
     from novasandbox.core.info import SandboxInfo
     from novasandbox.core.sandbox import Sandbox
 
@@ -45,6 +47,7 @@ def info_data(info: SandboxInfo) -> dict[str, Any]:
     show_default=True,
     help="How long it lives; none: until it is killed.",
 )
+@rest_options
 @click.option("--detach", is_flag=True, help="It stays when this command ends; always so here.")
 @click.option("--metadata", multiple=True, metavar="K=V", help="A label of your own.")
 @pool_option
@@ -54,6 +57,9 @@ def info_data(info: SandboxInfo) -> dict[str, Any]:
 @quiet_option
 def start_command(
     timeout: float,
+    on_timeout: OnTimeout,
+    idle_timeout: float | None,
+    on_idle: OnTimeout | None,
     detach: bool,
     metadata: tuple[str, ...],
     pool: bool,
@@ -67,15 +73,21 @@ def start_command(
 ) -> int:
     """Make a sandbox that stays, and print its id.
 
-    It is used with nova exec, shell and cp, and ends with nova kill or after --timeout. --env,
-    --user and --cwd hold for all of its commands.
+    It is used with nova exec, shell and cp, and ends with nova kill or after --timeout. One
+    that is paused or hibernated by --on-timeout or --on-idle is woken by whatever uses it next.
+    --env, --user and --cwd hold for all of its commands.
     """
     from novasandbox.cli import loop
     from novasandbox.cli.fresh import make
 
     del detach
+    if on_idle is not None and idle_timeout is None:
+        raise click.UsageError("--on-idle needs --idle-timeout, which says when it is idle.")
     settings = machine_settings(options) | {
         "timeout": limit(timeout),
+        "on_timeout": on_timeout,
+        "idle_timeout": idle_timeout,
+        "on_idle": on_idle or "hibernate",
         "detach": True,
         "metadata": labels(metadata),
         "env": environment(env, env_files),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -57,6 +58,7 @@ async def create(config: SandboxConfig) -> Holder:
         await asyncio.to_thread(registry.collect_leftovers)
         if config.snapshot is not None:
             return await _from_snapshot(config, config.snapshot)
+        config = idle_like(config)
         provider, _ = await provider_choice.choose(config.provider)
         with await prepare(config) as found:
             async with _admitted(config, found) as prepared:
@@ -94,7 +96,7 @@ async def _make(
 
 async def _from_snapshot(config: SandboxConfig, name: str) -> Holder:
     kept = await asyncio.to_thread(snapshots.find, name)
-    config = _sized_like(config, kept.settings)
+    config = idle_like(_sized_like(config, kept.settings), kept.settings)
     former = kept.settings.user or kept.ground.user
     config = replace(config, user=config.user or kept.settings.user)
     async with (
@@ -375,6 +377,15 @@ def _sized_like(config: SandboxConfig, saved: SandboxConfig) -> SandboxConfig:
             )
         sizes[name] = given
     return replace(config, **sizes)
+
+
+def idle_like(config: SandboxConfig, saved: SandboxConfig | None = None) -> SandboxConfig:
+    """A configuration that says itself what happens when it is idle, not as a snapshot did."""
+    if config.idle_timeout == math.inf:
+        return replace(config, idle_timeout=None)
+    if config.idle_timeout is not None or saved is None:
+        return config
+    return replace(config, idle_timeout=saved.idle_timeout, on_idle=saved.on_idle)
 
 
 async def _new_record(config: SandboxConfig, **more: Any) -> Record:

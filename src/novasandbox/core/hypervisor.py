@@ -107,7 +107,9 @@ class SandboxConfig:
     overlay, from 16. user, cwd, env: what commands run as, in, and with, unless the call
     says otherwise. metadata: labels of your own, to find it by. name: unique among the
     living. timeout: its life in seconds; None: no end. on_timeout: what happens then: `kill`,
-    or `pause` or `hibernate`, until the next call wakes it for as long again. provider:
+    or `pause` or `hibernate`, until the next call wakes it for as long again. idle_timeout:
+    seconds without a call, an open stream or a process that computes, after which on_idle
+    happens; None: never, or with snapshot both as they were there; infinite: never. provider:
     `auto` or a provider's name. kernel: a guest kernel's path; None: that of NOVA_KERNEL,
     else Debian's. strict: refuse a host that cannot give every part of the jail; None: as
     NOVA_STRICT_JAIL=1 says. detach: it outlives its maker.
@@ -126,6 +128,8 @@ class SandboxConfig:
     name: str | None = None
     timeout: float | None = DEFAULT_TIMEOUT
     on_timeout: OnTimeout = "kill"
+    idle_timeout: float | None = None
+    on_idle: OnTimeout = "hibernate"
     network: None = None
     provider: str = "auto"
     kernel: str | None = None
@@ -143,7 +147,8 @@ class SandboxConfig:
         _check_number("vcpus", self.vcpus, 1, 64, "")
         _check_number("memory_mib", self.memory_mib, 64, 1 << 20, " MiB")
         _check_number("disk_mib", self.disk_mib, 16, 1 << 24, " MiB")
-        _check_timeout(self.timeout)
+        _check_timeout("timeout", self.timeout)
+        _check_timeout("idle_timeout", self.idle_timeout)
         _check_texts(self)
         self._refuse_what_is_not_there()
 
@@ -168,21 +173,25 @@ def _check_number(name: str, value: Any, low: int, high: int, unit: str) -> None
     )
 
 
-def _check_timeout(timeout: Any) -> None:
+def _check_timeout(name: str, timeout: Any) -> None:
     if timeout is None:
         return
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
         raise InvalidConfig(
-            f"timeout={timeout!r}", why="it must be seconds above 0, or None for no end"
+            f"{name}={timeout!r}",
+            why="it must be seconds above 0, or None for no end",
+            fix=f"Give seconds, as {name}=60, or leave it out.",
         )
 
 
 def _check_texts(config: SandboxConfig) -> None:
-    if config.on_timeout not in get_args(OnTimeout):
-        raise InvalidConfig(
-            f"on_timeout={config.on_timeout!r}",
-            why=f"it must be one of {', '.join(get_args(OnTimeout))}",
-        )
+    for name, wish in (("on_timeout", config.on_timeout), ("on_idle", config.on_idle)):
+        if wish not in get_args(OnTimeout):
+            raise InvalidConfig(
+                f"{name}={wish!r}",
+                why=f"it must be one of {', '.join(get_args(OnTimeout))}",
+                fix=f"Choose one, as {name}='hibernate', or leave it out.",
+            )
     if config.name is not None and not _NAME.fullmatch(config.name):
         raise InvalidConfig(
             f"name={config.name!r}",
@@ -380,6 +389,10 @@ class Machine(abc.ABC):
     @abc.abstractmethod
     async def metrics(self) -> MachineMetrics:
         """What the process costs the host. Raises VmmCrashed when it is gone."""
+
+    async def cpu_seconds(self) -> float:
+        """User and system time of the process, cheap to ask. Raises VmmCrashed when it is gone."""
+        return (await self.metrics()).cpu_seconds
 
     @abc.abstractmethod
     def console(self) -> bytes:

@@ -16,8 +16,8 @@ class SandboxInfo:
 
     created, deadline: seconds since the epoch; deadline None: no end. env: the names of its
     environment variables, never their values. ports: guest ports and where they are here.
-    snapshot: the id of the one that it came from, went back to, or took last; it may have been
-    removed since.
+    on_timeout, idle_timeout, on_idle: as it was made. snapshot: the id of the one that it came
+    from, went back to, or took last; it may have been removed since.
     """
 
     id: str
@@ -36,6 +36,9 @@ class SandboxInfo:
     env: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
     ports: Mapping[int, str] = field(default_factory=dict)
+    on_timeout: str = "kill"
+    idle_timeout: float | None = None
+    on_idle: str = "hibernate"
     snapshot: str | None = None
 
 
@@ -83,5 +86,8 @@ def info_of(record: Record) -> SandboxInfo:
         env=tuple(config["env"]),
         metadata=dict(config["metadata"]),
         ports={int(p): f"127.0.0.1:{host}" for p, host in record.ports.items()},
+        on_timeout=str(config.get("on_timeout", "kill")),
+        idle_timeout=config.get("idle_timeout"),
+        on_idle=str(config.get("on_idle", "hibernate")),
         snapshot=record.origin,
     )

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from novasandbox.core import registry
+from novasandbox.core import idle, registry
 from novasandbox.core.hypervisor import SandboxConfig, SandboxState
 from novasandbox.core.idle import TIMEOUT
 from novasandbox.core.whole import whole
@@ -23,6 +23,7 @@ class Lifetime:
     def __init__(self, holder: Holder) -> None:
         self._holder = holder
         self._timer: asyncio.TimerHandle | None = None
+        self._idling: asyncio.Task[None] | None = None
         self._lapsing: asyncio.Task[None] | None = None
 
     def deadline_anew(self) -> float | None:
@@ -41,15 +42,21 @@ class Lifetime:
         holder.note("timeout", seconds=seconds)
 
     def watch(self) -> None:
-        """End it at its deadline, as its record has it."""
+        """End it at its deadline, or have it rest when it is idle, as its record has it."""
         self.stop()
-        deadline = self._holder.record.deadline
+        record = self._holder.record
+        if record.config.get("idle_timeout") is not None:
+            self._idling = asyncio.create_task(idle.watch(self._holder))
+        deadline = record.deadline
         if deadline is not None:
             delay = max(0.0, deadline - time.time())
             self._timer = asyncio.get_running_loop().call_later(delay, self._expire)
 
     def stop(self) -> None:
-        """Watch its time no longer."""
+        """Watch its time no longer, nor whether it is idle."""
+        if self._idling is not None:
+            self._idling.cancel()
+            self._idling = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

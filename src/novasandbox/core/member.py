@@ -24,7 +24,18 @@ from novasandbox.guest.contexts import Contexts
 log = logging.getLogger(__name__)
 
 # What a taker may still say; everything else is settled when it is made.
-LATE = ("name", "env", "metadata", "timeout", "on_timeout", "cwd", "user", "detach")
+LATE = (
+    "name",
+    "env",
+    "metadata",
+    "timeout",
+    "on_timeout",
+    "idle_timeout",
+    "on_idle",
+    "cwd",
+    "user",
+    "detach",
+)
 # The paths that most cells take: an expression, and statements that print.
 _CELLS = ("6 * 7", "x = 1\nprint(x)\nx")
 # Python rewrites what has run eight times, and then it is other code that is emulated.
@@ -52,7 +63,9 @@ class Member:
         Raises as `Sandbox.create` does. Whatever goes wrong, nothing is left.
         """
         idle = replace(config, name=None, metadata=label, timeout=None, detach=False)
-        return cls(await creation.create(idle), idle)
+        holder = await creation.create(idle)
+        holder.lifetime.stop()  # It is not idle as long as nobody has taken it.
+        return cls(holder, idle)
 
     async def warm(self) -> None:
         """Run what a first cell would run first, where nobody sees it: emulation is slow once.
@@ -107,6 +120,7 @@ class Member:
         refuses the settings), the SandboxFailed kinds (it is gone).
         """
         holder = self._holder
+        config = creation.idle_like(config, holder.record.settings)
         with host_limits():
             async with holder.moving:
                 if not self.is_usable:

@@ -16,6 +16,7 @@ from novasandbox.core.hypervisor import (
     SandboxConfig,
     SandboxState,
 )
+from novasandbox.core.idle import IDLE
 from novasandbox.core.info import Logs, Metrics, SandboxInfo, info_of
 from novasandbox.core.registry import Record
 from novasandbox.core.session import Session
@@ -34,7 +35,6 @@ from novasandbox.guest.python import Interpreter
 from novasandbox.guest.results import CodeResult, OnOutput
 from novasandbox.guest.transfer import Refused, download, upload
 
-_LOOK_EVERY = 0.05
 _List = list  # `Sandbox.list` hides the built-in inside its class.
 
 
@@ -105,6 +105,8 @@ class Sandbox:
         name: str | None = None,
         timeout: float | None = DEFAULT_TIMEOUT,
         on_timeout: OnTimeout = "kill",
+        idle_timeout: float | None = None,
+        on_idle: OnTimeout = "hibernate",
         network: None = None,
         provider: str = "auto",
         kernel: str | None = None,
@@ -117,6 +119,9 @@ class Sandbox:
         template: `debian-python` unless named. memory_mib, disk_mib: MiB. user, cwd, env: for
         every command, unless the command says otherwise. timeout: its life in seconds; None:
         no end. on_timeout: `kill`, or `pause` or `hibernate` until the next call wakes it.
+        idle_timeout: seconds without a call, an open stream or a process that computes, after
+        which on_idle happens, as on_timeout does (docs/copies.md). None: never; with snapshot:
+        both as they were there, and math.inf for never.
         kernel: a guest kernel's path, instead of NOVA_KERNEL's or Debian's. strict:
         refuse a host that cannot give every part of the jail (None: NOVA_STRICT_JAIL=1).
         cold: boot it, instead of copying its template's snapshot. detach: it outlives this
@@ -141,6 +146,8 @@ class Sandbox:
                 name=name,
                 timeout=timeout,
                 on_timeout=on_timeout,
+                idle_timeout=idle_timeout,
+                on_idle=on_idle,
                 network=network,
                 provider=provider,
                 kernel=kernel,
@@ -448,12 +455,16 @@ class Sandbox:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Kill it, unless it is detached, or was put to sleep."""
-        stays = self._record.config.get("detach") or self.state is SandboxState.HIBERNATED
+        """Kill it, unless it is detached, or was put to sleep; by being idle does not count."""
+        stays = self._record.config.get("detach") or self._is_to_sleep_on()
         if self._session.ends_with_handle and not stays:
             await self.kill()
         else:
             await self.close()
+
+    def _is_to_sleep_on(self) -> bool:
+        asleep = self.state is SandboxState.HIBERNATED
+        return asleep and self._session.record().rests != IDLE
 
     # Looking at it.
 

@@ -35,3 +35,14 @@ def read(owner: Owner) -> MachineMetrics:
     except (psutil.Error, AttributeError):
         read_bytes = written_bytes = None
     return MachineMetrics(times.user + times.system, rss, pss, read_bytes, written_bytes)
+
+
+def cpu_seconds(owner: Owner) -> float:
+    """User and system time of a process. Raises VmmCrashed when it is gone."""
+    try:
+        times = psutil.Process(owner.pid).cpu_times()
+    except psutil.NoSuchProcess:
+        times = None
+    if times is None or not owner.alive:
+        raise VmmCrashed("the machine's process is gone")
+    return times.user + times.system

@@ -217,6 +217,9 @@ class QemuMachine(Machine):
     async def metrics(self) -> MachineMetrics:
         return await asyncio.to_thread(process_metrics.read, self._process.process)
 
+    async def cpu_seconds(self) -> float:
+        return process_metrics.cpu_seconds(self._process.process)
+
     def console(self) -> bytes:
         with contextlib.suppress(OSError):
             return (self._run_dir / "console.log").read_bytes()

@@ -67,6 +67,8 @@ class Sandbox(Handle):
         name: str | None = None,
         timeout: float | None = DEFAULT_TIMEOUT,
         on_timeout: OnTimeout = "kill",
+        idle_timeout: float | None = None,
+        on_idle: OnTimeout = "hibernate",
         network: None = None,
         provider: str = "auto",
         kernel: str | None = None,
@@ -79,6 +81,9 @@ class Sandbox(Handle):
         template: `debian-python` unless named. memory_mib, disk_mib: MiB. user, cwd, env: for
         every command, unless the command says otherwise. timeout: its life in seconds; None:
         no end. on_timeout: `kill`, or `pause` or `hibernate` until the next call wakes it.
+        idle_timeout: seconds without a call, an open stream or a process that computes, after
+        which on_idle happens, as on_timeout does (docs/copies.md). None: never; with snapshot:
+        both as they were there, and math.inf for never.
         kernel: a guest kernel's path, instead of NOVA_KERNEL's or Debian's. strict:
         refuse a host that cannot give every part of the jail (None: NOVA_STRICT_JAIL=1).
         cold: boot it, instead of copying its template's snapshot. detach: it outlives this
@@ -102,6 +107,8 @@ class Sandbox(Handle):
             name=name,
             timeout=timeout,
             on_timeout=on_timeout,
+            idle_timeout=idle_timeout,
+            on_idle=on_idle,
             network=network,
             provider=provider,
             kernel=kernel,
