@@ -61,6 +61,7 @@ async def test_a_rollback_needs_no_room_but_its_own(
     monkeypatch.setenv("NOVA_MAX_SANDBOXES", str(admission.usage().sandboxes))
     await own_sandbox.rollback(snapshot.id)
     assert (await own_sandbox.exec("cat note")).stdout == "first\n"
+    await Sandbox.remove_snapshot(snapshot.id)
 
 
 async def test_children_that_do_not_all_fit_are_not_begun(
