@@ -21,7 +21,7 @@ from novasandbox.guest.channel import Channel
 from novasandbox.guest.client import Guest
 from novasandbox.guest.contexts import Contexts
 from novasandbox.guest.files import Files
-from novasandbox.guest.process import Processes
+from novasandbox.guest.processes import Processes
 from novasandbox.guest.python import Interpreter
 
 _WARM_UP = 2

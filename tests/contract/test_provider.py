@@ -25,7 +25,7 @@ from novasandbox.errors import BootFailed, VmmCrashed
 from novasandbox.guest.channel import Channel
 from novasandbox.guest.client import Guest
 from novasandbox.guest.launch import Launch
-from novasandbox.guest.process import Processes
+from novasandbox.guest.processes import Processes
 from waiting import is_gone, until
 
 pytestmark = pytest.mark.vm

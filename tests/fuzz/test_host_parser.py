@@ -20,7 +20,7 @@ from novasandbox.guest import channel as channel_module
 from novasandbox.guest.channel import Channel
 from novasandbox.guest.files import Files
 from novasandbox.guest.launch import Launch
-from novasandbox.guest.process import Processes
+from novasandbox.guest.processes import Processes
 from novasandbox.guest.protocol import DEFAULT_WINDOW, MAX_WINDOW, Frame, Op, Tag
 from novasandbox.guest.stream import Stream
 from support.peer import (

@@ -6,7 +6,8 @@ import asyncio
 
 from novasandbox.guest.channel import Channel
 from novasandbox.guest.launch import Launch
-from novasandbox.guest.process import Process, Processes
+from novasandbox.guest.process import Process
+from novasandbox.guest.processes import Processes
 from novasandbox.guest.protocol import Frame, Op, Tag
 from novasandbox.guest.stream import Stream
 from support.peer import Connection, end, reply, state

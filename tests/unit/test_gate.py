@@ -28,7 +28,7 @@ from novasandbox.errors import (
 from novasandbox.guest import channel as channel_module
 from novasandbox.guest.channel import Channel
 from novasandbox.guest.launch import Launch
-from novasandbox.guest.process import Processes
+from novasandbox.guest.processes import Processes
 from novasandbox.guest.protocol import MAX_WINDOW, STDOUT, Frame, Op, Tag
 from support.echo import EchoAgent
 from support.linked import Linked

@@ -16,9 +16,9 @@ from novasandbox.errors import (
     ProtocolViolation,
     VmmCrashed,
 )
-from novasandbox.guest import process as process_module
+from novasandbox.guest import processes as process_module
 from novasandbox.guest.launch import Launch
-from novasandbox.guest.process import Processes
+from novasandbox.guest.processes import Processes
 from novasandbox.guest.protocol import Frame, Op, Tag
 from support.linked import Linked, exited, launched, roundtrip
 from support.peer import (

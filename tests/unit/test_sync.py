@@ -25,7 +25,7 @@ from novasandbox.guest import contexts as guest_contexts
 from novasandbox.guest import files as guest_files
 from novasandbox.guest import process as guest_process
 from novasandbox.guest.launch import Launch
-from novasandbox.guest.process import Processes
+from novasandbox.guest.processes import Processes
 from novasandbox.guest.protocol import Frame, Op, Tag
 from support.peer import Connection, Peer, data, end, record, reply, state
 

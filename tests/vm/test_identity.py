@@ -16,7 +16,7 @@ from novasandbox.core.preparation import prepare
 from novasandbox.guest.channel import Channel
 from novasandbox.guest.client import Guest
 from novasandbox.guest.launch import Launch
-from novasandbox.guest.process import Processes
+from novasandbox.guest.processes import Processes
 from support.tools import tool
 
 pytestmark = pytest.mark.vm

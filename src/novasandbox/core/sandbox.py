@@ -30,7 +30,8 @@ from novasandbox.guest.client import Guest
 from novasandbox.guest.contexts import Context, Contexts
 from novasandbox.guest.files import Files
 from novasandbox.guest.launch import DEFAULT_OUTPUT_LIMIT, Command, Launch, OnLimit, PtySize, argv
-from novasandbox.guest.process import OWN_NAME, ExecResult, Process, Processes, ProcessInfo
+from novasandbox.guest.process import ExecResult, Process, ProcessInfo
+from novasandbox.guest.processes import OWN_NAME, Processes
 from novasandbox.guest.python import Interpreter
 from novasandbox.guest.results import CodeResult, OnOutput
 from novasandbox.guest.transfer import Refused, download, upload

@@ -15,7 +15,7 @@ from novasandbox.guest.client import Guest
 from novasandbox.guest.files import Files
 from novasandbox.guest.interpreter import wire
 from novasandbox.guest.launch import Command, Launch, argv
-from novasandbox.guest.process import Processes
+from novasandbox.guest.processes import Processes
 from novasandbox.guest.protocol import Op, Tag
 from novasandbox.guest.python import ensure_interpreter
 

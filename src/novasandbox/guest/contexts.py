@@ -24,6 +24,7 @@ from novasandbox.errors import (
     OutcomeUnknown,
 )
 from novasandbox.guest.channel import Channel
+from novasandbox.guest.flow import PIECE
 from novasandbox.guest.frames import FrameError, encode_fields
 from novasandbox.guest.interpreter import wire
 from novasandbox.guest.launch import check_env
@@ -31,7 +32,7 @@ from novasandbox.guest.protocol import STDOUT, Errno, Op, Tag
 from novasandbox.guest.python import Interpreter, NotRunning
 from novasandbox.guest.results import Cell, CodeResult, OnOutput
 from novasandbox.guest.signals import signal_name
-from novasandbox.guest.stream import PIECE, Stream
+from novasandbox.guest.stream import Stream
 
 GRACE = 5.0
 """Seconds in which a cell that was interrupted must end, before its context is ended."""

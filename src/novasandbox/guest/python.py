@@ -19,12 +19,13 @@ from novasandbox.errors import (
 from novasandbox.guest.bounded_json import mapping_of
 from novasandbox.guest.channel import Channel
 from novasandbox.guest.files import Files
+from novasandbox.guest.flow import PIECE
 from novasandbox.guest.frames import FrameError
 from novasandbox.guest.interpreter import wire
 from novasandbox.guest.launch import Launch
-from novasandbox.guest.process import OWN_NAME, Process, Processes, ProcessInfo
+from novasandbox.guest.process import Process, ProcessInfo
+from novasandbox.guest.processes import OWN_NAME, Processes
 from novasandbox.guest.protocol import STDOUT, Op, Tag
-from novasandbox.guest.stream import PIECE
 
 _PACKAGE = "novasandbox/guest/interpreter"
 _ARCHIVE = "/run/nova/interpreter.zip"
