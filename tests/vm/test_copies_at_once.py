@@ -27,6 +27,7 @@ from novasandbox.errors import (
     NameTaken,
     NovaError,
     SandboxNotFound,
+    SnapshotInvalid,
     VmmCrashed,
 )
 from novasandbox.guest.client import Guest
@@ -288,6 +289,21 @@ async def test_what_fails_leaves_no_memory(
                 await getattr(sandbox, verb)()
         assert set(objects().glob("memory-*")) == before
         assert await _text(sandbox, "echo on") == "on"
+
+
+async def test_a_disk_that_fails_costs_a_sleeper_nothing(
+    own_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(path: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    await _text(own_sandbox, "echo kept >/dev/shm/f")
+    await own_sandbox.hibernate()
+    with monkeypatch.context() as patch:
+        patch.setattr(sleeping, "_hash", fails)
+        with pytest.raises(SnapshotInvalid, match="cannot be read"):
+            await _text(own_sandbox, "true")
+    assert await _text(own_sandbox, "cat /dev/shm/f") == "kept"
 
 
 @pytest.mark.parametrize("late", [False, True])

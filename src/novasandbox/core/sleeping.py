@@ -9,6 +9,7 @@ saved state stays whole until the sandbox runs again.
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import logging
 import os
@@ -258,6 +259,15 @@ def _check(record: Record, state: Path, disk: Path) -> None:
             damaged = disk
     except FileNotFoundError as error:
         damaged = error.filename
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise SnapshotInvalid(
+            "the sandbox cannot be woken",
+            why=f"what was saved cannot be read: {error}",
+            fix="It sleeps on, and can be woken once the host's disk is mended.",
+            sandbox_id=record.id,
+        ) from error
     if damaged is not None:
         raise SnapshotInvalid(
             "the sandbox cannot be woken",
