@@ -153,7 +153,7 @@ class Steps:
                     self._draw(title, now - began, share, doing)
                 elif now - spoke > SIGN_OF_LIFE:
                     spoke = now
-                    self.say(f"    {now - began:.0f} s: {doing}")
+                    self.say(f"    {now - began:.0f} s: {doing or 'still at it'}")
 
     def _draw(self, title: str, elapsed: float, share: float | None, doing: str) -> None:
         spin = self._spinner[int(elapsed * 10) % len(self._spinner)]
